@@ -1,0 +1,71 @@
+"""A store's URL -> the store."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, Protocol
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from piecework.ports import Reader, Store
+from piecework.stores.memory import MemoryStore
+from piecework.stores.sqlite import SqliteStore
+
+__all__ = ["AnyStore", "open_url"]
+
+_NAMESPACE: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
+
+
+class AnyStore(Store, Reader, Protocol):
+    """What every store of ours is: both ends in one."""
+
+
+def open_url(url: str, namespace: str) -> AnyStore:
+    """Return the store of a URL; nothing is opened yet. ValueError for a URL nobody knows."""
+    if not _NAMESPACE.fullmatch(namespace):
+        raise ValueError(
+            f"namespace={namespace!r}: use up to 40 lower-case letters, digits and underscores"
+        )
+    scheme, separator, rest = url.partition(":")
+    if not separator:
+        raise ValueError(
+            f'{url!r} is no store URL: write "sqlite:///jobs.db" for a file, or "memory://"'
+        )
+    if scheme == "memory":
+        return MemoryStore()
+    if scheme == "sqlite":
+        return _sqlite(url, rest, namespace)
+    raise ValueError(f"{scheme}: is no store: there are sqlite:///file and memory://")
+
+
+def _sqlite(url: str, rest: str, namespace: str) -> SqliteStore:
+    if not rest.startswith("///"):
+        raise ValueError(f"{url!r}: write sqlite:///file, or sqlite:////absolute/file")
+    parts = urlsplit(rest[2:])
+    path = unquote(parts.path[1:])
+    if path in ("", ":memory:"):
+        raise ValueError(f'{url!r} names no file: use "memory://" for jobs that need none')
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    given: dict[str, Any] = {}
+    if "busy" in options:
+        given["busy_seconds"] = _seconds(url, options.pop("busy"))
+    if "migrate" in options:
+        given["migrate"] = _switch(url, options.pop("migrate"))
+    if options:
+        raise ValueError(f"{url!r}: unknown option {next(iter(options))!r}; there are busy, migrate")
+    return SqliteStore(path, namespace=namespace, **given)
+
+
+def _seconds(url: str, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= 3600:
+        raise ValueError(f"{url!r}: busy must be seconds between 0 and 3600, not {text!r}")
+    return seconds
+
+
+def _switch(url: str, text: str) -> bool:
+    if text not in ("on", "off"):
+        raise ValueError(f'{url!r}: migrate must be "on" or "off", not {text!r}')
+    return text == "on"

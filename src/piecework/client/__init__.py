@@ -1,0 +1,1 @@
+"""Enqueue jobs, follow them, and act on them."""

@@ -1,0 +1,1 @@
+"""Run jobs: claim them, execute their handlers, settle how they ended, keep the lease."""

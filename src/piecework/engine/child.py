@@ -1,0 +1,161 @@
+"""The main program of a child process: read an order, run the handler, say how it ended.
+
+Started as `python -m piecework.engine.child`. What the handler prints goes to stderr, because
+stdout belongs to the conversation. When the parent goes, so does the child.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import logging
+import os
+import queue
+import sys
+import threading
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+from pydantic_core import from_json
+
+from piecework.core.errors import LeaseLost
+from piecework.core.lifecycle import Outcome, Parked
+from piecework.engine import wire
+from piecework.engine.executor import Executor
+from piecework.engine.reports import encode_partial
+from piecework.handlers.codec import Undecodable
+from piecework.handlers.definition import Definition, Registered
+from piecework.handlers.run import DONE, Channel, Progress, Run
+from piecework.observe import LogCapture, RunLogs
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+    from types import ModuleType
+
+    from piecework.core.job import JobId, LogLine
+
+MAIN_NAME: Final = "__piecework_main__"
+
+
+class Parent(Channel):
+    """The other end: orders come on stdin, what is said goes to the former stdout."""
+
+    def __init__(self, source: BinaryIO, sink: BinaryIO, max_bytes: int = 1_048_576) -> None:
+        self._sink = sink
+        self._source = source
+        self._lock = threading.Lock()
+        self._said: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._max_bytes = max_bytes
+        threading.Thread(target=self._read, name="piecework-parent", daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self._source:
+            self._said.put(wire.decode(line))
+        os._exit(1)  # the parent is gone, and nobody would take the outcome
+
+    def hear(self) -> dict[str, Any]:
+        """Return the next message, waiting for it."""
+        return self._said.get()
+
+    def say(self, message: dict[str, Any]) -> None:
+        """The parent will read the message."""
+        with self._lock:
+            self._sink.write(wire.encode(message))
+            self._sink.flush()
+
+    def progress(self, run: Run, progress: Progress) -> Awaitable[None]:
+        """As `Channel.progress`."""
+        self.say({"progress": [progress.done, progress.total, progress.message]})
+        return DONE
+
+    def save(self, run: Run, partial: Any) -> Awaitable[None]:
+        """As `Channel.save`."""
+        text = encode_partial(run.kind, partial, self._max_bytes)
+        self.say({"save": from_json(text)})
+        if not self.hear()["saved"]:
+            raise LeaseLost(run.id)
+        return DONE
+
+
+class _ToldLogs(RunLogs):
+    """Each line goes to the parent at once: who is killed has told what led to it."""
+
+    __slots__ = ("_parent",)
+
+    def __init__(self, parent: Parent, job_id: JobId) -> None:
+        super().__init__(job_id=job_id)
+        self._parent = parent
+
+    def append(self, line: LogLine) -> None:
+        """The line is said."""
+        self._parent.say({"log": [line.at.timestamp(), line.level, line.logger, line.message]})
+
+
+class _Loader:
+    """Imports handlers; a program that was run as a script is imported under another name."""
+
+    def __init__(self) -> None:
+        self._main: ModuleType | None = None
+
+    def load(self, order: dict[str, Any]) -> tuple[Definition, svcs.Registry]:
+        """Return the handler of an order, and the services of its app."""
+        for entry in reversed(order["path"]):
+            if entry not in sys.path:
+                sys.path.insert(0, entry)
+        module = self._script(order["file"]) if order["file"] else self._module(order["module"])
+        found: Any = module
+        for part in order["qualname"].split("."):
+            found = getattr(found, part)
+        link: Registered = found.__piecework__
+        return link
+
+    def _module(self, name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    def _script(self, file: str) -> ModuleType:
+        if self._main is None:
+            spec = importlib.util.spec_from_file_location(MAIN_NAME, file)
+            if spec is None or spec.loader is None:
+                raise ImportError(f"{file} cannot be imported")
+            self._main = sys.modules[MAIN_NAME] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(self._main)
+        return self._main
+
+
+def _run(loop: asyncio.AbstractEventLoop, parent: Parent, loader: _Loader) -> None:
+    order = parent.hear()
+    try:
+        definition, services = loader.load(order)
+    except Exception as error:  # noqa: BLE001 - whatever the user's module does when imported
+        parent.say({"not_loadable": f"{type(error).__name__}: {error}"})
+        return
+    claim = wire.decode_claim(order["claim"])
+    deadline = None if order["deadline"] is None else datetime.fromisoformat(order["deadline"])
+    run = Run(claim, parent, deadline=deadline, logs=_ToldLogs(parent, claim.id))
+    outcome: Outcome | None
+    try:
+        value = definition.decode(claim.args)
+    except Undecodable as error:
+        outcome = Parked(f"args cannot be read: {error}")
+    else:
+        executor = Executor(services, None)
+        outcome = loop.run_until_complete(executor.execute(definition, value, run))
+    parent.say(wire.encode_outcome(outcome))
+
+
+def main() -> None:
+    """Run orders until the parent is gone."""
+    sink = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    logging.lastResort = None
+    parent, loader = Parent(sys.stdin.buffer, sink), _Loader()
+    LogCapture().install()
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    while True:
+        _run(loop, parent, loader)
+
+
+if __name__ == "__main__":
+    main()

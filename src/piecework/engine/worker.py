@@ -1,0 +1,467 @@
+"""Claim jobs up to the free slots, run them, settle them; drain when asked to stop.
+
+    claim ─► buffer ─► slot: decode, execute ─► Outcome ─► settler ─► apply
+      ▲                  │
+      └── a free slot ───┘            beats, staging, rescue: see chores.py
+
+Each slot is one long-lived task. Jobs claimed beyond the free slots wait in the buffer for no
+longer than a beat; what has not started by then is given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+from piecework.core import lifecycle
+from piecework.core.job import Claimed, JobId, WorkerId
+from piecework.core.lifecycle import ErrorInfo, Failed, GivenBack, Outcome, Parked, Released
+from piecework.engine.chores import Chores
+from piecework.engine.executor import Executor, retry_delay
+from piecework.engine.isolate import Children, NotLoadable, is_importable
+from piecework.engine.loop import FOREVER, Loop
+from piecework.engine.reports import Reports
+from piecework.engine.settler import Ending, Settler
+from piecework.handlers.codec import Undecodable
+from piecework.handlers.run import Run
+from piecework.observe import LogCapture
+from piecework.ports import Ask
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from piecework.core.job import Retention
+    from piecework.handlers.registry import Definition, Registry
+    from piecework.handlers.run import Cause
+    from piecework.ports import Reader, Store
+
+__all__ = ["Settings", "Worker"]
+
+_log: Final = logging.getLogger("piecework.engine")
+MOST_AHEAD: Final = 512
+AHEAD_SECONDS: Final = 0.02
+YIELD_EVERY: Final = 16
+GRACE_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a worker works. `queues` None means every queue."""
+
+    node: str
+    queues: tuple[str, ...] | None = None
+    concurrency: int = 50
+    lease: timedelta = timedelta(seconds=30)
+    beat: timedelta = timedelta(seconds=5)
+    poll: timedelta = timedelta(seconds=1)
+    shutdown_timeout: timedelta = timedelta(seconds=25)
+    retention: Retention | None = None
+    max_result_bytes: int = 1_048_576
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1:
+            raise ValueError(f"concurrency={self.concurrency}: a worker needs at least one slot")
+        if self.queues is not None and not self.queues:
+            raise ValueError("queues=[] would never run anything: give names, or None for all")
+        zero = timedelta(0)
+        if min(self.lease, self.beat, self.poll) <= zero or self.shutdown_timeout < zero:
+            raise ValueError("lease, beat, poll and shutdown_timeout must be positive")
+        if self.beat * 2 > self.lease:
+            raise ValueError(
+                f"beat={self.beat} must be at most half of lease={self.lease}, "
+                "so that one lost beat costs nothing"
+            )
+
+
+class Active:
+    """A run that goes on in a slot: what it takes to stop it."""
+
+    __slots__ = ("definition", "killed", "run", "started", "task", "timer")
+
+    def __init__(self, run: Run, definition: Definition, task: asyncio.Task[Any]) -> None:
+        self.run = run
+        self.definition = definition
+        self.task = task
+        self.timer: asyncio.TimerHandle | None = None
+        self.started = False
+        self.killed = asyncio.Event() if definition.mode == "process" else None
+
+    def stop(self, cause: Cause) -> None:
+        """The run is told to stop, and why; the first cause stands, but a lost job tops all."""
+        run = self.run
+        if run.halted and cause != "lost":
+            return
+        run.stopping = cause
+        run.halted = True
+        self.press()
+
+    def press(self) -> None:
+        """Interrupt the run now: cancel its task, or kill its process. A thread sees check()."""
+        if self.killed is not None:
+            self.killed.set()
+        elif not self.run.threaded:
+            self.task.cancel()
+            loop = asyncio.get_running_loop()
+            self.timer = loop.call_later(GRACE_SECONDS, self.press)  # until it obeys
+
+    def release(self) -> None:
+        """The run is over: no timer fires into the next one, and the task is as before."""
+        if self.timer is not None:
+            self.timer.cancel()
+        while self.task.cancelling():
+            self.task.uncancel()
+
+
+class Worker:
+    """Runs the jobs of some queues on the calling event loop, between `start` and `stop`."""
+
+    def __init__(
+        self, store: Store, reader: Reader, registry: Registry, settings: Settings
+    ) -> None:
+        self.id = WorkerId(uuid4())
+        self.settings = settings
+        self._store = store
+        self._reader = reader
+        self._registry = registry
+        self._slots = settings.concurrency
+        self._threads = ThreadPoolExecutor(settings.concurrency, "piecework-handler")
+        self._executor = Executor(registry.services, self._threads)
+        self._children = Children()
+        self._buffer: deque[Claimed] = deque()
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._busy = 0
+        self._active: dict[JobId, Active] = {}
+        self._by_kind: Counter[str] = Counter()
+        self._alone: asyncio.Lock | None = None
+        self._lonely = 0
+        self._seconds_per_job = 1.0
+        self._stopping = False
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._slot_tasks: list[asyncio.Task[Any]] = []
+        self._capture = LogCapture()
+        self._idle_event = asyncio.Event()
+        self.claiming = Loop("claim", self._claim)
+        self.chores: Chores
+        self.reports: Reports
+        self.settler: Settler
+        self._quiet = False
+        self._low = 0
+        self.waits_for_idle = False
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────
+
+    async def start(self) -> None:
+        """The worker is known to the store and claims jobs. Raises what the store raises."""
+        settings, store = self.settings, self._store
+        await store.open()
+        self._alone = asyncio.Lock()
+        self.reports = Reports(
+            store,
+            self.lost_job,
+            lambda: [active.run for active in self._active.values()],
+            settings.max_result_bytes,
+        )
+        self.settler = Settler(store, settings.node, self.id, self._settled)
+        self.chores = Chores(self, store)
+        settling, reporting = Loop("settle", self.settler.tick), Loop("report", self.reports.tick)
+        self.settler.wake, self.reports.wake = settling.wake, reporting.wake
+        await self.chores.start()
+        self._capture.install()
+        self._loops = [self.claiming, settling, reporting, *self.chores.loops]
+        self._tasks = [
+            asyncio.create_task(loop.run(), name=f"piecework {loop.name}") for loop in self._loops
+        ]
+        self._slot_tasks = [
+            asyncio.create_task(self._slot(), name=f"piecework slot {number}")
+            for number in range(self._slots)
+        ]
+
+    async def stop(self, *, now: asyncio.Event | None = None) -> None:
+        """Nothing is claimed any more; runs had until the deadline, the rest is released.
+
+        A run in a thread that has not stopped keeps its job until `abandon`, or until the lease
+        lapses. `now` set means: do not wait any longer.
+        """
+        self._stopping = True
+        self._give_back()
+        for active in self._active.values():
+            if active.run.stopping is None:
+                active.run.stopping = "shutdown"
+        timeout = self.settings.shutdown_timeout.total_seconds()
+        await self._wait_for_runs(timeout, now)
+        for active in list(self._active.values()):
+            active.stop("shutdown")
+        await self._wait_for_runs(GRACE_SECONDS)
+        await self._flush()
+        await self._end()
+
+    async def _end(self) -> None:
+        self._capture.remove()
+        for task in [*self._tasks, *self._slot_tasks]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._slot_tasks, return_exceptions=True)
+        await self._children.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        stubborn = any(active.run.threaded for active in self._active.values())
+        await self.chores.stop(retire=not stubborn)
+
+    async def _wait_for_runs(self, seconds: float, now: asyncio.Event | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while self._active and loop.time() < deadline and not (now is not None and now.is_set()):
+            await asyncio.sleep(0.01)
+
+    async def _flush(self) -> None:
+        """What has ended is recorded. While the store is away this goes on for a lease at most."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.settings.lease.total_seconds()
+        while len(self.settler) and loop.time() < deadline:
+            self.settler.wake()
+            await asyncio.sleep(0.005)
+
+    async def abandon(self) -> None:
+        """What still runs in threads is released; only for a process that ends right now."""
+        for active in self._active.values():
+            active.stop("lost")
+            self.settler.add(Ending(active.run.claimed, Released(), self._store.clock.now()))
+        while len(self.settler):
+            await self.settler.tick()
+
+    async def run_until_idle(self) -> None:
+        """Return once nothing is due and nothing runs: scheduled retries are not waited for."""
+        self.waits_for_idle = True
+        self.claiming.wake()
+        await self._idle_event.wait()
+
+    # ── claim ────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing is claimed any more."""
+        return self._stopping
+
+    @property
+    def busy(self) -> int:
+        """How many slots run a job."""
+        return self._busy
+
+    def _ahead(self) -> int:
+        """How many jobs the slots will eat in the next few milliseconds."""
+        return min(MOST_AHEAD, int(self._slots * AHEAD_SECONDS / max(self._seconds_per_job, 1e-6)))
+
+    async def _claim(self) -> float:
+        if self._stopping or self._lonely:
+            return FOREVER
+        room = self._slots - self._busy - len(self._buffer)
+        ahead = self._ahead()
+        self._low = ahead // 2
+        if room <= 0 and len(self._buffer) > self._low:
+            return FOREVER  # a slot that empties the buffer wakes this loop
+        if len(self.settler) > 4 * MOST_AHEAD:
+            return 0.01  # the store cannot follow: what ended is recorded first
+        free = max(0, room)
+        ask = Ask(
+            worker=self.id,
+            node=self.settings.node,
+            free=free,
+            ahead=max(0, ahead - max(0, len(self._buffer) - (self._slots - self._busy))),
+            queues=self.settings.queues,
+            rooms=self._rooms(),
+        )
+        if ask.free + ask.ahead == 0:
+            return FOREVER
+        rounds = self.settler.rounds
+        claimed = await asyncio.shield(asyncio.ensure_future(self._store.claim(ask)))
+        if ask.worker != self.id or self._stopping:
+            self._undo(claimed)  # declared lost, or stopped, while the answer was under way
+            return FOREVER
+        self._accept(claimed)
+        if claimed:
+            self._quiet = False
+            return 0.0 if len(claimed) >= free else self.settings.poll.total_seconds()
+        return self._nothing_came(rounds)
+
+    def _nothing_came(self, rounds: int) -> float:
+        nothing_here = not (self._busy or self._buffer or len(self.settler))
+        if self.waits_for_idle and nothing_here and rounds == self.settler.rounds:
+            if self._quiet and self.chores.nothing_due:
+                self._idle_event.set()
+            elif not self._quiet:
+                self._quiet = True
+                self.chores.stage_now()
+        return self.settings.poll.total_seconds()
+
+    def _accept(self, claimed: Sequence[Claimed]) -> None:
+        if not claimed:
+            return
+        for job in claimed:
+            if job.kind in self._registry.limited:
+                self._by_kind[job.kind] += 1
+        self._buffer.extend(claimed)
+        self.chores.buffered()
+        for _ in range(min(len(self._idle), len(self._buffer))):
+            waiter = self._idle.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _rooms(self) -> dict[str, int]:
+        limited = self._registry.limited
+        return {kind: max(0, limit - self._by_kind[kind]) for kind, limit in limited.items()}
+
+    async def give_back_stray(self, job_id: JobId, fence: int) -> None:
+        """A job that runs in our name, but whose claim's answer never came, is given back."""
+        for job in await self._reader.get([job_id]):
+            if job.fence == fence and job.worker == self.id:
+                _log.warning("job %s came with a claim whose answer was lost; given back", job_id)
+                await self._store.apply([lifecycle.give_back(job)])
+
+    def _undo(self, claimed: Sequence[Claimed]) -> None:
+        for job in claimed:
+            self.settler.add(Ending(job, GivenBack()))
+
+    def _give_back(self) -> None:
+        while self._buffer:
+            job = self._buffer.pop()
+            self._forget(job)
+            self.settler.add(Ending(job, GivenBack()))
+
+    def give_back_unstarted(self) -> None:
+        """What has waited in the buffer for a beat is another worker's to run."""
+        self._give_back()
+        self._seconds_per_job = max(self._seconds_per_job, 1.0)  # the guess was far too good
+
+    def _forget(self, job: Claimed) -> None:
+        if job.kind in self._registry.limited:
+            self._by_kind[job.kind] -= 1
+
+    # ── run ──────────────────────────────────────────────────────────────────────────────
+
+    async def _slot(self) -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        buffer, since_yield = self._buffer, 0
+        while True:
+            if not buffer:
+                self.claiming.wake()
+                waiter = loop.create_future()
+                self._idle.append(waiter)
+                await waiter
+                continue
+            job = buffer.popleft()
+            if len(buffer) == self._low:
+                self.claiming.wake()
+            self._busy += 1
+            began = loop.time()
+            try:
+                await self._run(job, task)
+            finally:
+                self._busy -= 1
+                self._forget(job)
+            taken = loop.time() - began
+            self._seconds_per_job += 0.05 * (taken - self._seconds_per_job)
+            since_yield += 1
+            if since_yield >= YIELD_EVERY:
+                since_yield = 0
+                await asyncio.sleep(0)
+
+    async def _run(self, job: Claimed, task: asyncio.Task[Any]) -> None:
+        try:
+            located = self._registry.locate(job.kind, job.args)
+            if located is None:
+                reason = f"no handler for kind {job.kind!r} in this worker"
+                self.settler.add(Ending(job, Parked(reason)))
+                return
+            definition, text = located
+            value = definition.decode(text)
+        except Undecodable as error:
+            self.settler.add(Ending(job, Parked(f"args cannot be read: {error}")))
+            return
+        started_at = self._store.clock.now()
+        deadline = None if job.timeout is None else started_at + timedelta(seconds=job.timeout)
+        run = Run(job, self.reports, deadline=deadline, logs=self.reports.logs(job.id))
+        active = self._active[job.id] = Active(run, definition, task)
+        if job.timeout is not None:
+            loop = asyncio.get_running_loop()
+            active.timer = loop.call_later(job.timeout, active.stop, "timeout")
+        try:
+            outcome = await self._outcome(definition, value, active)
+        finally:
+            active.release()
+            del self._active[job.id]
+        if outcome is not None:
+            progress, logs = self.reports.take(job.id), run.logs.take(last=True)
+            self.settler.add(Ending(job, outcome, started_at, progress, logs))
+
+    async def _outcome(self, definition: Definition, value: Any, active: Active) -> Outcome | None:
+        if active.run.claimed.crashes:
+            return await self._suspect(definition, value, active)
+        if active.killed is not None:
+            try:
+                return await self._children.run(definition, active.run, active.killed)
+            except NotLoadable as error:
+                info = ErrorInfo("NotImportable", f"the child process cannot import it: {error}")
+                return Failed(info, retry_delay(definition, active.run, error))
+        return await self._executor.execute(definition, value, active.run)
+
+    async def _suspect(self, definition: Definition, value: Any, active: Active) -> Outcome | None:
+        """Run what crashed a worker before where it can harm only itself."""
+        if is_importable(definition):
+            active.killed = active.killed or asyncio.Event()
+            try:
+                return await self._children.run(definition, active.run, active.killed, fresh=True)
+            except NotLoadable:
+                active.killed = None
+        assert self._alone is not None
+        self._lonely += 1  # nothing more is claimed or started until it is over
+        try:
+            async with self._alone:
+                self._give_back()
+                while self._busy > self._lonely:
+                    await asyncio.sleep(0.01)
+                return await self._executor.execute(definition, value, active.run)
+        finally:
+            self._lonely -= 1
+            self.claiming.wake()
+
+    # ── what the chores tell ─────────────────────────────────────────────────────────────
+
+    def known(self) -> dict[JobId, int]:
+        """Return the claims this worker believes to hold: {id: fence}."""
+        known = {job.id: job.fence for job in self._buffer}
+        known.update((job_id, active.run.fence) for job_id, active in self._active.items())
+        return known
+
+    def cancel(self, job_id: JobId) -> None:
+        """Somebody wants this run to stop."""
+        if active := self._active.get(job_id):
+            active.stop("cancel")
+
+    def lost_job(self, job_id: JobId, fence: int) -> None:
+        """The job is another's: the run is stopped and nothing of it is recorded."""
+        active = self._active.get(job_id)
+        if active is not None and active.run.fence == fence:
+            _log.warning("lost job %s to another worker; its handler is stopped", job_id)
+            active.stop("lost")
+            return
+        for job in [job for job in self._buffer if job.id == job_id and job.fence == fence]:
+            self._buffer.remove(job)
+            self._forget(job)
+
+    def declared_lost(self) -> None:
+        """Others took this worker for dead: it stops its handlers and begins anew."""
+        _log.error("this worker did not beat for a lease and was declared lost; beginning anew")
+        for job_id, fence in self.known().items():
+            self.lost_job(job_id, fence)
+        self.id = self.settler.worker = WorkerId(uuid4())
+        self.claiming.wake()
+
+    def _settled(self, count: int) -> None:
+        self.claiming.wake()
+

@@ -1,0 +1,153 @@
+"""Write inside a transaction of the caller's: sqlite3, or SQLAlchemy on SQLite."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+from piecework.stores.sqlite import writing
+from piecework.stores.sqlite.connect import Connection, migrate, translate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from piecework.core.job import NewJob
+    from piecework.core.lifecycle import Transition
+    from piecework.ports import Bound, Inserted, Refused
+    from piecework.stores.sqlite.connect import Settings
+    from piecework.stores.sqlite.writing import Cursor, Tx
+
+__all__ = ["bind"]
+
+
+class _OwnCursors(Connection):
+    """The caller's sqlite3 connection, whatever row factory they use."""
+
+    def execute(self, sql: str, params: Sequence[Any] | dict[str, Any] = ()) -> Cursor:
+        """Run one statement."""
+        cursor = self.raw.cursor()
+        cursor.row_factory = None
+        return cursor.execute(self.named(sql), params)
+
+
+class _ThroughAlchemy:
+    """A SQLAlchemy Connection: statements go through it, so that its bookkeeping stays right."""
+
+    def __init__(self, connection: Any, prefix: str) -> None:
+        self._connection = connection
+        self._names = Connection(connection.connection.dbapi_connection, prefix)
+
+    def execute(self, sql: str, params: Sequence[Any] | dict[str, Any] = ()) -> Cursor:
+        """Run one statement."""
+        given = params if isinstance(params, dict) else tuple(params)
+        result: Cursor = self._connection.exec_driver_sql(self._names.named(sql), given)
+        return result
+
+
+class _Inline:
+    """A blocking connection: the coroutines never suspend."""
+
+    def __init__(self, tx: Tx, settings: Settings, now: Callable[[], int]) -> None:
+        self._tx = tx
+        self._settings = settings
+        self._now = now
+        self._ready = False
+
+    def _run(self, work: Callable[[Tx], Any]) -> Any:
+        try:
+            if not self._ready:
+                # Made inside the caller's transaction where the file has no tables yet: another
+                # connection of ours would wait for the caller's lock for ever.
+                migrate(self._tx, self._settings, inside=True)
+                self._ready = True
+            with writing.savepoint(self._tx):
+                return work(self._tx)
+        except sqlite3.Error as error:
+            raise translate(error, self._settings) from error
+
+    async def insert(self, jobs: Sequence[NewJob]) -> list[Inserted]:
+        """As `Bound.insert`."""
+        answers: list[Inserted] = self._run(lambda tx: writing.insert(tx, jobs, self._now()))
+        return answers
+
+    async def apply(self, transitions: Sequence[Transition]) -> list[Refused]:
+        """As `Bound.apply`."""
+        answers: list[Refused] = self._run(lambda tx: writing.apply(tx, transitions, self._now()))
+        return answers
+
+
+class _AlchemyAsync:
+    """An AsyncConnection or AsyncSession: the same, inside its `run_sync`."""
+
+    def __init__(self, connection: Any, settings: Settings, now: Callable[[], int]) -> None:
+        self._connection = connection
+        self._settings = settings
+        self._now = now
+
+    def _bound(self, sync_object: Any) -> _Inline:
+        return _alchemy(sync_object, self._settings, self._now)
+
+    async def insert(self, jobs: Sequence[NewJob]) -> list[Inserted]:
+        """As `Bound.insert`."""
+        run_sync = self._connection.run_sync
+        answers: list[Inserted] = await run_sync(lambda c: finish(self._bound(c).insert(jobs)))
+        return answers
+
+    async def apply(self, transitions: Sequence[Transition]) -> list[Refused]:
+        """As `Bound.apply`."""
+        run_sync = self._connection.run_sync
+        answers: list[Refused] = await run_sync(lambda c: finish(self._bound(c).apply(transitions)))
+        return answers
+
+
+def finish(coroutine: Any) -> Any:
+    """Return what a coroutine returns that never suspends."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    coroutine.close()
+    raise RuntimeError("a blocking connection may not suspend")
+
+
+def bind(connection: Any, settings: Settings, now: Callable[[], int]) -> Bound:
+    """Return a Bound for the connection; TypeError for one we do not know."""
+    if isinstance(connection, sqlite3.Connection):
+        _begin(connection)
+        return _Inline(_OwnCursors(connection, settings.prefix), settings, now)
+    module = type(connection).__module__.partition(".")[0]
+    if module == "sqlalchemy" or hasattr(connection, "run_sync"):
+        if hasattr(connection, "run_sync"):
+            return _AlchemyAsync(connection, settings, now)
+        return _alchemy(connection, settings, now)
+    if hasattr(connection, "get_bind"):  # a Session of a class of the caller's own
+        return _alchemy(connection, settings, now)
+    what = type(connection).__qualname__
+    raise TypeError(
+        f"app.within() on SQLite takes a sqlite3 connection or a SQLAlchemy connection or session, "
+        f"not {what}"
+    )
+
+
+def _alchemy(connection: Any, settings: Settings, now: Callable[[], int]) -> _Inline:
+    # A Session gives its connection, a scoped session too; a Connection has no such method.
+    plain = connection.connection() if hasattr(connection, "get_bind") else connection
+    name = plain.dialect.name
+    if name != "sqlite":
+        raise TypeError(f"this app keeps its jobs in SQLite, the session is on {name}")
+    raw = plain.connection.dbapi_connection
+    if isinstance(raw, sqlite3.Connection):
+        _begin(raw)
+    return _Inline(_ThroughAlchemy(plain, settings.prefix), settings, now)
+
+
+def _begin(raw: sqlite3.Connection) -> None:
+    """A transaction of the caller's is open; sqlite3 itself opens one only at the first write."""
+    if raw.in_transaction:
+        return
+    if raw.isolation_level is None and getattr(raw, "autocommit", -1) == -1:
+        raise ValueError(
+            "the connection is in autocommit mode with no transaction open: "
+            'execute("BEGIN") first, or use app.enqueue'
+        )
+    raw.execute("BEGIN")

@@ -1,0 +1,466 @@
+"""What happens inside a write transaction: insert, apply, claim, stage and the rest.
+
+Each function takes a Tx (our writer's, or the caller's own connection) and the store's now in
+microseconds. SQLite has one writer at a time, so what is read here cannot change before the
+commit; a statement that touches many rows is one step, because each step gives the interpreter
+lock away and may wait milliseconds to get it back.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from piecework.core import lifecycle
+from piecework.core.errors import DuplicateJob
+from piecework.core.job import FINAL, WAITING, JobId, State
+from piecework.ports import Inserted, Refused
+from piecework.stores.sqlite import rows
+from piecework.stores.sqlite.rows import JOB_COLUMNS, from_micros, micros, moment, sql_value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from piecework.core.job import Job, NewJob
+    from piecework.core.lifecycle import Transition
+
+__all__ = ["Tx", "apply", "insert", "promote"]
+
+CHUNKS: Final = (512, 128, 32, 8, 1)
+
+
+class Cursor(Protocol):
+    """What a statement gives back."""
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows it changed."""
+        ...
+
+    def fetchall(self) -> Sequence[Any]:
+        """Return the rows."""
+        ...
+
+    def fetchone(self) -> Any:
+        """Return the next row or None."""
+        ...
+
+
+class Tx(Protocol):
+    """An open transaction."""
+
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
+        """Run one statement."""
+        ...
+
+
+@contextmanager
+def savepoint(tx: Tx) -> Iterator[None]:
+    """What happens inside is undone as one if it raises."""
+    tx.execute("SAVEPOINT piecework_part")
+    try:
+        yield
+    except BaseException as error:
+        try:
+            tx.execute("ROLLBACK TO piecework_part")
+            tx.execute("RELEASE piecework_part")
+        except Exception:  # noqa: BLE001 - a full disk has rolled everything back already
+            raise error from None
+        raise
+    tx.execute("RELEASE piecework_part")
+
+
+def chunks(count: int) -> Iterator[int]:
+    """Split a count into few distinct sizes, so that their statements stay prepared."""
+    for size in CHUNKS:
+        while count >= size:
+            yield size
+            count -= size
+
+
+# ── insert ───────────────────────────────────────────────────────────────────────────────────
+
+INSERT_COLUMNS: Final = """id, kind, name, queue, state, priority, max_attempts, max_crashes,
+    timeout, node, unique_key, unique_scope, unique_until, unique_held, serial_key, serial_held,
+    parent, schedule, tick, count, enqueued_at, due_at, expires_at, result_ttl, args, metadata"""
+_INSERT_ROW: Final = f"({','.join('?' * (INSERT_COLUMNS.count(',') + 1))})"
+_INSERT: Final = {
+    size: f"INSERT INTO piecework_job ({INSERT_COLUMNS}) VALUES {','.join([_INSERT_ROW] * size)} "
+    "ON CONFLICT (id) DO NOTHING"
+    for size in CHUNKS
+}
+FIND_HOLDER: Final = f"""
+    SELECT unique_scope = 'until' AND unique_until <= ?, {JOB_COLUMNS}
+    FROM piecework_job WHERE kind = ? AND unique_held = ?"""
+FREE_UNIQUE: Final = "UPDATE piecework_job SET unique_held = NULL WHERE id = ?"
+KEY_IS_HELD: Final = "SELECT 1 FROM piecework_job WHERE serial_held = ?"
+ADD_METADATA: Final = "INSERT OR IGNORE INTO piecework_metadata (key, value, job_id) VALUES (?,?,?)"
+DROP_METADATA: Final = "DELETE FROM piecework_metadata WHERE job_id = ?"
+
+
+def insert(tx: Tx, jobs: Sequence[NewJob], now: int) -> list[Inserted]:
+    """As `Store.insert`: all jobs stand or none."""
+    plain = [
+        job
+        for job in jobs
+        if job.unique_key is None and job.serial_key is None and not job.metadata
+    ]
+    if len(plain) == len(jobs):
+        return _insert_plain(tx, jobs, now)
+    with savepoint(tx):
+        return [_insert_one(tx, job, now) for job in jobs]
+
+
+def _insert_plain(tx: Tx, jobs: Sequence[NewJob], now: int) -> list[Inserted]:
+    values = [_insert_values(job, now) for job in jobs]
+    with savepoint(tx) if len(jobs) > 1 else _nothing():
+        start = created = 0
+        for size in chunks(len(values)):
+            batch = values[start : start + size]
+            params = batch[0] if size == 1 else [value for row in batch for value in row]
+            created += tx.execute(_INSERT[size], params).rowcount
+            start += size
+        if created == len(jobs):
+            return [Inserted(job.id, created=True) for job in jobs]
+        if len(jobs) == 1:
+            return [_known(tx, jobs[0])]
+        # Some ids were there before, so nothing tells which row was new: begin again, singly.
+        tx.execute("ROLLBACK TO piecework_part")
+        return [_insert_one(tx, job, now) for job in jobs]
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _known(tx: Tx, job: NewJob) -> Inserted:
+    (args,) = tx.execute("SELECT args FROM piecework_job WHERE id = ?", (job.id.bytes,)).fetchone()
+    return Inserted(job.id, created=False, args_differ=args != job.args)
+
+
+def _insert_values(
+    job: NewJob, now: int, *, state: State | None = None, held: str | None = None
+) -> list[Any]:
+    due = moment(job.due, now)
+    assert due is not None
+    expires = None
+    if job.expires is not None or job.kind_expires is not None:
+        expires = _expiry(job, now, due)
+    until = moment(job.unique_window, now) if job.unique_scope == "until" else None
+    return [
+        job.id.bytes,
+        job.kind,
+        job.name,
+        job.queue,
+        (state or (State.AVAILABLE if due <= now else State.SCHEDULED)).value,
+        job.priority,
+        job.max_attempts,
+        job.max_crashes,
+        job.timeout,
+        job.node,
+        job.unique_key,
+        None if job.unique_key is None else job.unique_scope,
+        until,
+        job.unique_key,
+        job.serial_key,
+        held,
+        None if job.parent is None else job.parent.bytes,
+        job.schedule,
+        None if job.tick is None else micros(job.tick),
+        job.count,
+        now,
+        due,
+        expires,
+        None if job.result_ttl is None else sql_value(job.result_ttl, 0),
+        job.args,
+        sql_value(job.metadata, now) if job.metadata else None,
+    ]
+
+
+def _expiry(job: NewJob, now: int, due: int) -> int | None:
+    instant = from_micros(now)
+    assert instant is not None
+    expires = lifecycle.expiry(job, instant)
+    if expires is None:
+        return None
+    if micros(expires) <= due:
+        raise ValueError("the expiry must be later than the start: give a later expires_at")
+    return micros(expires)
+
+
+def _insert_one(tx: Tx, job: NewJob, now: int) -> Inserted:
+    if job.unique_key is not None and (holder := _holder(tx, job.kind, job.unique_key, now)):
+        return _duplicate(tx, job, holder, now)
+    due = moment(job.due, now)
+    assert due is not None
+    state, held = None, None
+    if job.serial_key is not None and due <= now:
+        if tx.execute(KEY_IS_HELD, (job.serial_key,)).fetchone():
+            state = State.BLOCKED
+        else:
+            held = job.serial_key
+    if not tx.execute(_INSERT[1], _insert_values(job, now, state=state, held=held)).rowcount:
+        return _known(tx, job)
+    _add_metadata(tx, job.id.bytes, job.metadata)
+    return Inserted(job.id, created=True)
+
+
+def _add_metadata(tx: Tx, job_id: bytes, metadata: Any) -> None:
+    for key, value in (metadata or {}).items():
+        tx.execute(ADD_METADATA, (key, value, job_id))
+
+
+def _holder(tx: Tx, kind: str, key: str, now: int) -> Job | None:
+    row = tx.execute(FIND_HOLDER, (now, kind, key)).fetchone()
+    if row is None:
+        return None
+    lapsed, *columns = row
+    holder = rows.job(columns)
+    if lapsed:
+        tx.execute(FREE_UNIQUE, (holder.id.bytes,))
+        return None
+    return holder
+
+
+def _duplicate(tx: Tx, job: NewJob, holder: Job, now: int) -> Inserted:
+    differ = holder.args != job.args
+    if holder.id == job.id or job.on_duplicate == "existing":
+        return Inserted(holder.id, created=False, args_differ=differ)
+    if job.on_duplicate == "raise":
+        assert job.unique_key is not None
+        raise DuplicateJob(job.kind, job.unique_key, holder.id)
+    instant = from_micros(now)
+    assert instant is not None
+    move = lifecycle.replace(holder, job, now=instant)
+    if move is not None and not apply(tx, [move], now):
+        differ = False
+    return Inserted(holder.id, created=False, args_differ=differ)
+
+
+# ── apply ────────────────────────────────────────────────────────────────────────────────────
+
+GET_JOB: Final = f"SELECT {JOB_COLUMNS} FROM piecework_job WHERE id = ?"
+HELD_KEYS: Final = """
+    SELECT DISTINCT serial_held FROM piecework_job
+    WHERE serial_held IS NOT NULL AND id IN ({ids})"""
+ANY_KEY: Final = "SELECT 1 FROM piecework_job WHERE serial_held IS NOT NULL LIMIT 1"
+PROMOTE: Final = """
+    UPDATE piecework_job SET state = 'available', serial_held = serial_key
+    WHERE id = (
+        SELECT id FROM piecework_job WHERE state = 'blocked' AND serial_key = ?1
+        ORDER BY priority DESC, due_at, id LIMIT 1)
+    AND NOT EXISTS (SELECT 1 FROM piecework_job WHERE serial_held = ?1)"""
+ADD_ATTEMPT: Final = """
+    INSERT OR REPLACE INTO piecework_attempt (job_id, fence, number, generation, started_at,
+        ended_at, outcome, error, traceback, worker, node) VALUES (?,?,?,?,?,?,?,?,?,?,?)"""
+ADD_LOG: Final = """
+    INSERT INTO piecework_log (job_id, fence, at, level, logger, message) VALUES (?,?,?,?,?,?)"""
+KEEP_ATTEMPTS: Final = 100
+TRIM_ATTEMPTS: Final = f"""
+    DELETE FROM piecework_attempt WHERE job_id = ?1 AND fence <= (
+        SELECT fence FROM piecework_attempt WHERE job_id = ?1
+        ORDER BY fence DESC LIMIT 1 OFFSET {KEEP_ATTEMPTS})"""
+
+# What a move to a state does to the keys, beside the columns it names.
+_FREE_KEYS: Final = (
+    "serial_held = NULL, "
+    "unique_held = CASE WHEN j.unique_scope = 'live' THEN NULL ELSE j.unique_held END"
+)
+_TURN_IS_FREE: Final = (
+    "(j.serial_key IS NULL OR j.serial_held IS NOT NULL OR NOT EXISTS "
+    "(SELECT 1 FROM piecework_job h WHERE h.serial_held = j.serial_key))"
+)
+_TAKE_TURN: Final = (
+    f"state = CASE WHEN {_TURN_IS_FREE} THEN 'available' ELSE 'blocked' END, "
+    f"serial_held = CASE WHEN {_TURN_IS_FREE} THEN j.serial_key END"
+)
+
+
+def apply(tx: Tx, transitions: Sequence[Transition], now: int) -> list[Refused]:
+    """As `Store.apply`: each transition whole, or among the refused."""
+    keys = _held_keys(tx, transitions)
+    refused: list[Refused] = []
+    done: list[Transition] = []
+    for (states, unless_cancelled, target, *names, _), group in _by_shape(transitions).items():
+        sql_parts = _update_parts(states, target, names, unless_cancelled=unless_cancelled)
+        if len(group) > 1 and _set_based(tx, sql_parts, group, now):
+            done += group
+            continue
+        for transition in group:
+            answer = _apply_one(tx, sql_parts, transition, now)
+            if answer is None:
+                done.append(transition)
+            else:
+                refused.append(answer)
+    for transition in done:
+        if transition.ended is not None or transition.logs or "metadata" in transition.changes:
+            _record(tx, transition, now)
+    promote(tx, keys)
+    return refused
+
+
+def _by_shape(transitions: Sequence[Transition]) -> dict[Any, list[Transition]]:
+    """Group what one statement can do; several moves of one job stay apart, in their order."""
+    seen: set[JobId] = set()
+    shapes: dict[Any, list[Transition]] = defaultdict(list)
+    for index, transition in enumerate(transitions):
+        changes = transition.changes
+        state = changes["state"]
+        # Two jobs of one key must not both find it free in one statement.
+        alone = (
+            transition.id in seen
+            or transition.take_unique
+            or (state is State.AVAILABLE and State.RUNNING not in transition.states)
+        )
+        seen.add(transition.id)
+        place = index if alone else -1
+        shapes[transition.states, transition.unless_cancelled, state, *changes, place].append(
+            transition
+        )
+    return shapes
+
+
+def _update_parts(
+    states: frozenset[State], target: State, names: Sequence[str], *, unless_cancelled: bool
+) -> tuple[str, str, int]:
+    """Return the SET list, the guard, and how many columns the input has."""
+    names = [name for name in names if name != "state"]
+    sets = [f"{name} = v.column{position}" for position, name in enumerate(names, start=3)]
+    if target is State.AVAILABLE:
+        sets.append(_TAKE_TURN)
+    else:
+        sets.append(f"state = '{target.value}'")
+        if target in FINAL:
+            sets.append(_FREE_KEYS)
+        elif target is State.SCHEDULED and states <= WAITING:
+            sets.append("serial_held = NULL")  # a future job holds nothing
+    allowed = ",".join(f"'{state.value}'" for state in sorted(states))
+    guard = f"j.id = v.column1 AND j.fence = v.column2 AND j.state IN ({allowed})"
+    if unless_cancelled:
+        guard += " AND j.cancel_requested IS NULL"
+    return ", ".join(sets), guard, len(names) + 2
+
+
+@lru_cache(maxsize=256)
+def _update_sql(parts: tuple[str, str, int], size: int) -> str:
+    sets, guard, width = parts
+    row = f"({','.join('?' * width)})"
+    return (
+        f"UPDATE piecework_job AS j SET {sets} "  # noqa: S608 - column names of Changes only
+        f"FROM (VALUES {','.join([row] * size)}) AS v WHERE {guard}"
+    )
+
+
+def _values(transition: Transition, now: int) -> list[Any]:
+    values: list[Any] = [transition.id.bytes, transition.fence]
+    for name, value in transition.changes.items():
+        if name != "state":
+            values.append(sql_value(value, now))
+    return values
+
+
+def _set_based(
+    tx: Tx, parts: tuple[str, str, int], group: Sequence[Transition], now: int
+) -> bool:
+    """Apply the whole group, or nothing of it: then at least one must be refused."""
+    tx.execute("SAVEPOINT piecework_group")
+    start = changed = 0
+    for size in chunks(len(group)):
+        params: list[Any] = []
+        for transition in group[start : start + size]:
+            params += _values(transition, now)
+        changed += tx.execute(_update_sql(parts, size), params).rowcount
+        start += size
+    if changed != len(group):
+        tx.execute("ROLLBACK TO piecework_group")
+    tx.execute("RELEASE piecework_group")
+    return changed == len(group)
+
+
+def _apply_one(
+    tx: Tx, parts: tuple[str, str, int], transition: Transition, now: int
+) -> Refused | None:
+    if transition.take_unique:
+        return _apply_taking_unique(tx, parts, transition, now)
+    if tx.execute(_update_sql(parts, 1), _values(transition, now)).rowcount:
+        return None
+    return Refused(transition, _get(tx, transition.id))
+
+
+def _apply_taking_unique(
+    tx: Tx, parts: tuple[str, str, int], transition: Transition, now: int
+) -> Refused | None:
+    job = _get(tx, transition.id)
+    if job is None or job.unique_key is None:
+        return Refused(transition, job)
+    holder = _holder(tx, job.kind, job.unique_key, now)
+    if holder is not None and holder.id != job.id:
+        return Refused(transition, job, holder.id)
+    if not tx.execute(_update_sql(parts, 1), _values(transition, now)).rowcount:
+        return Refused(transition, job)
+    until = job.unique_until
+    if until is None or micros(until) > now:
+        tx.execute(
+            "UPDATE piecework_job SET unique_held = unique_key WHERE id = ?", (job.id.bytes,)
+        )
+    return None
+
+
+def _get(tx: Tx, job_id: JobId) -> Job | None:
+    row = tx.execute(GET_JOB, (job_id.bytes,)).fetchone()
+    return None if row is None else rows.job(row)
+
+
+def _record(tx: Tx, transition: Transition, now: int) -> None:
+    job_id = transition.id.bytes
+    if (ended := transition.ended) is not None:
+        worker = None if ended.worker is None else ended.worker.bytes
+        end = now if ended.ended_at is None else micros(ended.ended_at)
+        what = (ended.outcome, ended.error, ended.traceback, worker, ended.node)
+        tx.execute(
+            ADD_ATTEMPT,
+            (
+                job_id,
+                ended.fence,
+                ended.number,
+                ended.generation,
+                micros(ended.started_at),
+                end,
+                *what,
+            ),
+        )
+        tx.execute(TRIM_ATTEMPTS, (job_id,))
+    for line in transition.logs:
+        place = (job_id, transition.fence, micros(line.at))
+        tx.execute(ADD_LOG, (*place, line.level, line.logger, line.message))
+    if "metadata" in transition.changes:
+        tx.execute(DROP_METADATA, (job_id,))
+        _add_metadata(tx, job_id, transition.changes["metadata"])
+
+
+def _held_keys(tx: Tx, transitions: Sequence[Transition]) -> list[str]:
+    """The serial keys that these jobs hold now, if anybody uses serial keys at all."""
+    if tx.execute(ANY_KEY).fetchone() is None:
+        return []
+    ids = [t.id.bytes for t in transitions if t.changes["state"] is not State.RUNNING]
+    return held_keys(tx, ids)
+
+
+def held_keys(tx: Tx, ids: Sequence[bytes]) -> list[str]:
+    """Return the serial keys that the jobs hold."""
+    keys: list[str] = []
+    start = 0
+    for size in chunks(len(ids)):
+        sql = HELD_KEYS.format(ids=",".join("?" * size))
+        keys += [key for (key,) in tx.execute(sql, ids[start : start + size]).fetchall()]
+        start += size
+    return keys
+
+
+def promote(tx: Tx, keys: Iterable[str]) -> int:
+    """Each of these keys that nobody holds has gone to its next job, if one is blocked."""
+    return sum(tx.execute(PROMOTE, (key,)).rowcount for key in keys)
+

@@ -1,0 +1,52 @@
+"""For tests: a clock to advance, jobs to begin with, and the suites that a store must pass.
+
+The suites need pytest, the machine needs hypothesis; the rest needs neither.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from piecework.testing.clock import FakeClock
+from piecework.testing.factories import claimed, job, new_job
+
+if TYPE_CHECKING:
+    from piecework.testing.conformance import StoreConformance
+    from piecework.testing.machine import StoreMachine, make_machine
+
+__all__ = [
+    "FakeClock",
+    "StoreConformance",
+    "StoreMachine",
+    "claimed",
+    "job",
+    "make_machine",
+    "new_job",
+]
+
+_LATER: Final = {
+    "StoreConformance": ("piecework.testing.conformance", "pytest"),
+    "StoreMachine": ("piecework.testing.machine", "hypothesis"),
+    "make_machine": ("piecework.testing.machine", "hypothesis"),
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - each name has its own type, see above
+    """Import what needs pytest or hypothesis at its first use."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, needs = _LATER[name]
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name != needs:
+            raise
+        raise ImportError(
+            f"piecework.testing.{name} needs {needs}: install it with `pip install {needs}`",
+            name=error.name,
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return __all__

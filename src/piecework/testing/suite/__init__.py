@@ -1,0 +1,1 @@
+"""The parts of the conformance suite; piecework.testing.conformance puts them together."""
