@@ -22,15 +22,13 @@ _FORMATTER: Final = logging.Formatter()
 class RunLogs:
     """The log of one attempt: at most 1,000 lines and 64 KiB, INFO and above.
 
-    Appending is safe from any thread. `told` is called when there is a first line to take. What goes beyond the bound is counted, and the last line
-    tells how many lines were left out.
+    Appending is safe from any thread. `told` is called when there is a first line to take. What
+    goes beyond the bound is counted, and the last line tells how many were left out.
     """
 
     __slots__ = ("_bytes", "_count", "_dropped", "_fresh", "_told", "job_id")
 
-    def __init__(
-        self, told: Callable[[], None] | None = None, job_id: JobId | None = None
-    ) -> None:
+    def __init__(self, told: Callable[[], None] | None = None, job_id: JobId | None = None) -> None:
         self.job_id = job_id
         self._told = told
         self._fresh: list[LogLine] = []

@@ -182,8 +182,8 @@ class QueueChange:
 
     name: str
     paused: bool | _Unset = "unset"
-    running: int | None | _Unset = "unset"
-    rate: tuple[int, float] | None | _Unset = "unset"
+    running: int | _Unset | None = "unset"
+    rate: tuple[int, float] | _Unset | None = "unset"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +199,11 @@ class Hint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which jobs: every given field must match. `text` is looked for without case in id, name,
-    kind, keys and error of the newest 10,000 that pass the rest."""
+    """Which jobs: every given field must match.
+
+    `text` is looked for, without case, in id, name, kind, keys, reason and error of the newest
+    10,000 that pass the rest.
+    """
 
     states: tuple[State, ...] = ()
     kinds: tuple[str, ...] = ()
@@ -327,8 +330,10 @@ class Store(Protocol):
         ...
 
     async def orphans(self, *, limit: int) -> list[Job]:
-        """Workers whose lease has lapsed are declared lost; the running jobs of lost or unknown
-        workers are returned, to be rescued."""
+        """Workers whose lease has lapsed are declared lost, for good.
+
+        Returns running jobs of lost or unknown workers, to be rescued.
+        """
         ...
 
     async def prune(self, what: Retention | Sequence[JobId], *, limit: int) -> list[JobId]:

@@ -1,10 +1,10 @@
 """Args are checked before anything is stored, and what was stored is checked again."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, Field, PlainValidator, SecretStr
 
 from piecework.core.errors import ArgsInvalid, PayloadTooLarge
 from piecework.handlers.codec import Undecodable, encode_plain
@@ -74,7 +74,7 @@ def test_an_args_object_comes_alone(
 
 
 def test_an_args_object_may_have_a_default(registry: Registry) -> None:
-    def nightly(args: OrderJob = OrderJob("all")) -> None: ...  # noqa: B008
+    def nightly(args: OrderJob = OrderJob("all")) -> None: ...
 
     definition = registry.add(nightly)
     assert definition.encode((), {}) == '{"order_id":"all","count":1}'
@@ -86,7 +86,7 @@ def test_an_args_object_may_have_a_default(registry: Registry) -> None:
     [
         (OrderJob(1), "order_id"),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         (OrderJob("1", "2"), "count"),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
-        (OrderJob("1", True), "count"),
+        (OrderJob("1", count=True), "count"),
         (OrderJob("1", 1.0), "count"),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         (OrderJob(None), "order_id"),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     ],
@@ -111,7 +111,7 @@ def test_an_object_inside_of_the_args_is_checked_too(registry: Registry) -> None
     def handle(args: Box) -> None: ...
 
     definition = registry.add(handle)
-    assert refused(definition, Box(OrderJob("1", True))).startswith("order.count: ")
+    assert refused(definition, Box(OrderJob("1", count=True))).startswith("order.count: ")
     assert refused(definition, Box(OrderJob("1"), [OrderJob(2)])).startswith("more.0.order_id: ")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 
@@ -243,10 +243,9 @@ async def test_a_parameter_may_have_any_name(registry: Registry, call: Any, name
 
 
 async def test_parameters_without_annotation_take_any_json(registry: Registry, call: Any) -> None:
-    def handle(a, b=None):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202 # pyright: ignore
-        return [a, b]  # pyright: ignore
-
-    definition = registry.add(handle)
+    scope: dict[str, Any] = {}
+    exec("def handle(a, b=None): return [a, b]", scope)  # noqa: S102
+    definition = registry.add(scope["handle"])
     assert await call(definition, {"x": [1, None, "y"]}, b=2.5) == [{"x": [1, None, "y"]}, 2.5]
     assert "object" in refused(definition, object())
 
@@ -263,7 +262,7 @@ def test_a_type_that_is_neither_json_nor_service_says_how_to_register_it(
 
 
 def test_an_annotation_that_cannot_be_resolved_says_so(registry: Registry) -> None:
-    def handle(args: "Nowhere") -> None: ...  # type: ignore[name-defined] # noqa: F821 # pyright: ignore
+    def handle(args: "Nowhere") -> None: ...  # type: ignore[name-defined] # noqa: F821 # pyright: ignore[reportUndefinedVariable]
 
     definition = registry.add(handle)
     with pytest.raises(TypeError, match="TYPE_CHECKING"):
@@ -385,7 +384,8 @@ def test_a_validator_that_fails_in_its_own_way_is_no_crash(registry: Registry) -
 
 def test_json_from_outside_is_checked_where_the_kind_is_known(shipping: Definition) -> None:
     assert shipping.encode_json({"order_id": "1"}) == '{"order_id":"1"}'
-    for data in ({}, {"order_id": 1}, {"order_id": "1", "oder": 1}, [], None, "x"):
+    wrong: list[object] = [{}, {"order_id": 1}, {"order_id": "1", "oder": 1}, [], None, "x"]
+    for data in wrong:
         with pytest.raises(ArgsInvalid):
             shipping.encode_json(data)
 
@@ -501,3 +501,29 @@ def test_a_class_describes_itself(registry: Registry) -> None:
         def __call__(self, to: str) -> None: ...
 
     assert registry.add(Mail, Options(kind="SendMail")).schema()["description"] == "Send one mail."
+
+
+def test_a_type_without_a_schema_still_has_json(registry: Registry) -> None:
+    def handle(key: Annotated[int, PlainValidator(int)], path: str) -> None: ...
+
+    definition = registry.add(handle)
+    assert definition.decode(definition.encode((1, "a"), {})) == {"key": 1, "path": "a"}
+    assert definition.schema()["title"] == "handle"
+
+
+def test_a_chain_of_objects_may_be_long_but_not_endless(registry: Registry) -> None:
+    @dataclass
+    class Node:
+        n: int
+        after: "Node | None" = None
+
+    def handle(args: Node) -> None: ...
+
+    definition = registry.add(handle)
+    node = Node(0)
+    for n in range(50):
+        node = Node(n, node)
+    assert definition.decode(definition.encode((node,), {})) == node
+    for n in range(5_000):
+        node = Node(n, node)
+    refused(definition, node)

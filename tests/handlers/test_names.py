@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 from piecework.handlers.names import check_key, check_kind, check_metadata, check_name
 
 
-@pytest.mark.parametrize("name", ["a", "order-1", "müller", "a b", "日本", "x" * 200, "👩‍🚀", "a\xa0b"])
+@pytest.mark.parametrize(
+    "name", ["a", "order-1", "müller", "a b", "日本", "x" * 200, "👩‍🚀", "a\xa0b"]
+)
 def test_an_ordinary_text_is_a_name(name: str) -> None:
     assert check_name("queue", name) == name
 

@@ -13,7 +13,10 @@ def test_what_is_left_out_has_the_promised_default() -> None:
     assert (options.queue, options.priority) == ("default", 0)
     assert (options.max_attempts, options.max_crashes) == (5, 3)
     assert options.retry == Retry()
-    assert options.timeout is options.expires_in is options.concurrency is options.isolate is None
+    assert options.timeout is None
+    assert options.expires_in is None
+    assert options.concurrency is None
+    assert options.isolate is None
 
 
 def test_durations_are_normalised() -> None:
@@ -86,4 +89,5 @@ def test_a_blank_key_is_none() -> None:
 def test_seconds_and_durations_are_read_alike() -> None:
     assert as_seconds("delay", timedelta(minutes=1)) == as_seconds("delay", 60) == 60.0
     assert as_duration("delay", 0) == timedelta(0)
-    assert as_seconds("delay", None) is as_duration("delay", None) is None
+    assert as_seconds("delay", None) is None
+    assert as_duration("delay", None) is None

@@ -3,14 +3,14 @@ import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import svcs
 from pydantic import BaseModel
 
 from piecework.core.errors import AmbiguousArgs, DuplicateKind, NotImportable, UnknownKind
-from piecework.handlers.options import Options
+from piecework.handlers.options import Isolate, Options
 from piecework.handlers.registry import Registry
 from piecework.handlers.run import Run
 
@@ -160,7 +160,7 @@ def test_looking_for_one_handler_does_not_decide_what_another_injects(registry: 
 
 
 def test_a_broken_handler_does_not_hide_the_others(registry: Registry) -> None:
-    def broken(args: "Nowhere") -> None: ...  # type: ignore[name-defined] # noqa: F821 # pyright: ignore
+    def broken(args: "Nowhere") -> None: ...  # type: ignore[name-defined] # noqa: F821 # pyright: ignore[reportUndefinedVariable]
 
     registry.add(broken)
     registry.add(top_level)
@@ -251,22 +251,18 @@ def test_a_handler_knows_where_it_runs(registry: Registry) -> None:
     class Sync:
         def __call__(self) -> None: ...
 
-    modes = [
-        registry.add(handler, Options(kind=f"k{n}", isolate=isolate)).mode
-        for n, (handler, isolate) in enumerate(
-            [
-                (coroutine, None),
-                (functools.partial(top_level), None),
-                (Async, None),
-                (Sync, None),
-                (Sync(), None),
-                (len_of, None),
-                (len_of, "process"),
-                (top_level, "process"),
-            ]
-        )
-    ]
-    assert modes == ["async"] * 3 + ["thread"] * 3 + ["process"] * 2
+    for kind, (handler, isolate, mode) in {
+        "coroutine": (coroutine, None, "async"),
+        "partial": (functools.partial(top_level), None, "async"),
+        "class": (Async, None, "async"),
+        "sync class": (Sync, None, "thread"),
+        "object": (Sync(), None, "thread"),
+        "function": (len_of, None, "thread"),
+        "isolated": (len_of, "process", "process"),
+        "isolated coroutine": (top_level, "process", "process"),
+    }.items():
+        options = Options(kind=kind, isolate=cast("Isolate | None", isolate))
+        assert registry.add(handler, options).mode == mode
 
 
 def test_kinds_with_a_limit_are_listed_with_their_aliases(registry: Registry) -> None:

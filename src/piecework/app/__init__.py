@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 from uuid import UUID
 
 import svcs
@@ -29,12 +28,11 @@ from piecework.handlers.calls import CALL_KIND
 from piecework.handlers.codec import encode_plain
 from piecework.handlers.names import check_name
 from piecework.handlers.registry import DEFAULT_LIMIT, Registry
-from piecework.ports import Finding, Node, Reader, Scheduler, Store
+from piecework.ports import Finding, Node, Scheduler
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from piecework.client.client import Client
     from piecework.core.job import JobId
 
 __all__ = ["Piecework"]
@@ -62,6 +60,8 @@ class Piecework:
         retention: Retention | None = None,
         max_args_bytes: int = DEFAULT_LIMIT,
     ) -> None:
+        if scheduler is not None:
+            raise TypeError("scheduler= is for schedules, which this release does not have yet")
         given = url_or_store if url_or_store is not None else store
         if given is None or (url_or_store is not None and store is not None):
             raise ValueError('give a store URL, such as Piecework("sqlite:///jobs.db"), or store=')
@@ -70,7 +70,6 @@ class Piecework:
             max_args_bytes=max_args_bytes, calls=calls, durable=self._store.shared
         )
         self._client = Client(self._store, self._store, self._registry)
-        self._scheduler = scheduler
         self._retention = retention or Retention()
         self._workers: list[Worker] = []
         self.services: svcs.Registry = self._registry.services
@@ -81,7 +80,7 @@ class Piecework:
         """Return the store."""
         return f"<Piecework {self._store!r}>"
 
-    async def __aenter__(self) -> Piecework:
+    async def __aenter__(self) -> Self:
         """Open the store: what is wrong with it is said here."""
         await self._store.open()
         return self
@@ -136,28 +135,21 @@ class Piecework:
         UnknownKind or AmbiguousArgs where that does not say it; ArgsInvalid, PayloadTooLarge,
         NaiveTime or ValueError for what cannot be meant; DuplicateJob if asked for.
         """
-        draft = self._draft(job, options)
+        draft = self.draft(job, options)
         ((job_id, created),) = await self._client.insert([draft])
         return Handle(self._client, job_id, draft.definition, created=created)
 
     async def enqueue_many(self, jobs: Sequence[Any]) -> list[Handle[Any]]:
         """All jobs are stored, or none is; return their handles, in order."""
-        drafts = [self._draft(job, {}) for job in jobs]
-        return self._handles(drafts, await self._client.insert(drafts))
+        drafts = [self.draft(job, {}) for job in jobs]
+        return _handles(self._client, drafts, await self._client.insert(drafts))
 
-    def _draft(self, job: Any, options: EnqueueOptions) -> Draft:
-        if isinstance(job, Prepared):
-            prepared: Prepared[Any] = job
-            return self._client.redraft(prepared.draft, options)
+    def draft(self, job: Any, options: EnqueueOptions) -> Draft:
+        """Return what `enqueue` would store: checked, but without an id."""
+        prepared = _draft_of(job)
+        if prepared is not None:
+            return self._client.redraft(prepared, options)
         return self._client.draft(self._registry.for_args(job), job, options)
-
-    def _handles(
-        self, drafts: Sequence[Draft], stored: Sequence[tuple[JobId, bool]]
-    ) -> list[Handle[Any]]:
-        return [
-            Handle(self._client, job_id, draft.definition, created=created)
-            for draft, (job_id, created) in zip(drafts, stored, strict=True)
-        ]
 
     def using(self, **options: Unpack[EnqueueOptions]) -> AppUsing:
         """Return the app with these options for what is enqueued or called through it."""
@@ -178,14 +170,18 @@ class Piecework:
         return Handle(self._client, as_id(job_id))
 
     async def find(
-        self, *, after: JobView | Handle[Any] | UUID | str | None = None, limit: int = 50, **what: Any
+        self,
+        *,
+        after: JobView | Handle[Any] | UUID | str | None = None,
+        limit: int = 50,
+        **what: Any,
     ) -> list[JobView]:
         """Return at most `limit` jobs, newest first, older than `after` (the last one seen).
 
         Filters: state, kind, queue (one or a list of them), schedule, parent, metadata, text,
         since, until (of the enqueue), parked, ids.
         """
-        last = None if after is None else as_id(getattr(after, "id", after))
+        last = None if after is None else as_id(_id_of(after))
         return await self._client.find(make_filter(**what), last, limit)
 
     async def count(self) -> dict[tuple[str, State], int]:
@@ -263,7 +259,7 @@ class Piecework:
         beat: float | timedelta | None = None,
         poll: float | timedelta = 1,
         shutdown_timeout: float | timedelta = 25,
-    ) -> AsyncIterator[Worker]:
+    ) -> AsyncGenerator[Worker, None]:
         """Run jobs on this event loop while the block is open; at its end, drain.
 
         `queues` None means every queue. `concurrency` is the number of jobs at once; `lease` how
@@ -304,9 +300,7 @@ class Piecework:
 class AppUsing:
     """The app with options."""
 
-    def __init__(
-        self, app: Piecework, client: Client, options: EnqueueOptions
-    ) -> None:
+    def __init__(self, app: Piecework, client: Client, options: EnqueueOptions) -> None:
         self._app = app
         self._client = client
         self._options = options
@@ -324,7 +318,8 @@ class AppUsing:
         text = self._client.registry.calls.encode(fn, args, kwargs)
         options = self._options
         if "queue" in options and "serial" not in options and "serial_key" not in options:
-            options = {**options, "serial": True}
+            options = options.copy()
+            options["serial"] = True
         draft = self._client.draft_plain(CALL_KIND, text, options)
         ((job_id, created),) = await self._client.insert([draft])
         return Handle(self._client, job_id, created=created)
@@ -340,18 +335,18 @@ class Within:
 
     async def enqueue(self, job: Any, /, **options: Unpack[EnqueueOptions]) -> Handle[Any]:
         """As `Piecework.enqueue`; the job is there once the caller commits."""
-        draft = self._app._draft(job, options)  # noqa: SLF001 - one thought in two classes
+        draft = self._app.draft(job, options)
         (handle,) = await self._insert([draft])
         return handle
 
     async def enqueue_many(self, jobs: Sequence[Any]) -> list[Handle[Any]]:
         """As `Piecework.enqueue_many`; the jobs are there once the caller commits."""
-        return await self._insert([self._app._draft(job, {}) for job in jobs])  # noqa: SLF001 - as above
+        return await self._insert([self._app.draft(job, {}) for job in jobs])
 
     async def _insert(self, drafts: list[Draft]) -> list[Handle[Any]]:
         bound = await self._client.store.bind(self._connection)
         stored = await self._client.insert(drafts, bound)
-        return self._app._handles(drafts, stored)  # noqa: SLF001 - as above
+        return _handles(self._client, drafts, stored)
 
 
 class KindRef:
@@ -390,6 +385,23 @@ class KindRef:
             text = encode_plain(self._kind, data, limit_bytes=limit)
             return self._client.draft_plain(self._kind, text, self._options)
         return self._client.draft_json(definition, data, self._options)
+
+
+def _draft_of(job: Prepared[Any] | object) -> Draft | None:
+    return job.draft if isinstance(job, Prepared) else None
+
+
+def _handles(
+    client: Client, drafts: Sequence[Draft], stored: Sequence[tuple[JobId, bool]]
+) -> list[Handle[Any]]:
+    return [
+        Handle(client, job_id, draft.definition, created=created)
+        for draft, (job_id, created) in zip(drafts, stored, strict=True)
+    ]
+
+
+def _id_of(what: JobView | Handle[Any] | UUID | str) -> UUID | str:
+    return what if isinstance(what, (UUID, str)) else what.id
 
 
 def _duration(value: float | timedelta) -> timedelta:

@@ -51,7 +51,9 @@ def _sqlite(url: str, rest: str, namespace: str) -> SqliteStore:
     if "migrate" in options:
         given["migrate"] = _switch(url, options.pop("migrate"))
     if options:
-        raise ValueError(f"{url!r}: unknown option {next(iter(options))!r}; there are busy, migrate")
+        raise ValueError(
+            f"{url!r}: unknown option {next(iter(options))!r}; there are busy, migrate"
+        )
     return SqliteStore(path, namespace=namespace, **given)
 
 

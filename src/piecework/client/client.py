@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import operator
 import warnings
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from piecework.client.follow import Follower
 from piecework.client.options import EnqueueOptions, as_id, as_instant, resolve
 from piecework.client.views import JobEvent, JobView, Report, view_of
 from piecework.core import lifecycle
-from piecework.core.errors import (
-    DuplicateJob,
-    JobCancelled,
-    JobExpired,
-    JobFailed,
-    JobNotFound,
-    PieceworkError,
-)
-from piecework.core.job import FINAL, NOW, WAITING, Attempt, Job, JobId, LogLine, NewJob, State
+from piecework.core.errors import DuplicateJob, JobCancelled, JobExpired, JobFailed, JobNotFound
+from piecework.core.job import FINAL, NOW, Attempt, Job, JobId, LogLine, NewJob, State
 from piecework.handlers.names import check_metadata
 from piecework.handlers.run import Progress
 from piecework.observe import current_logs
@@ -195,7 +189,7 @@ class Client:
             follower = self._followers[loop] = Follower(self.store, self.reader)
         return follower
 
-    async def wait(self, job_id: JobId, timeout: float | timedelta | None) -> Job:  # noqa: ASYNC109 - part of the interface
+    async def wait(self, job_id: JobId, timeout: float | timedelta | None) -> Job:
         """Return the job once it is final. TimeoutError after `timeout` seconds."""
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         try:
@@ -209,8 +203,7 @@ class Client:
         """Yield how the job is now, then every change that is seen, until it is final."""
         last: JobStatus | None = None
         while last is None or last.state not in FINAL:
-            seen = last
-            last = await self._follower().wait(job_id, lambda status: status != seen)
+            last = await self._follower().wait(job_id, partial(operator.ne, last))
             job = await self.read(job_id)
             yield JobEvent(
                 id=job_id,
@@ -275,9 +268,11 @@ class Client:
         return await self._each(
             ids,
             lambda job: lifecycle.cancel(job, reason),
-            lambda job: None
-            if job.state in (State.CANCELLED, State.RUNNING)
-            else f"it is {job.state} already",
+            lambda job: (
+                None
+                if job.state in (State.CANCELLED, State.RUNNING)
+                else f"it is {job.state} already"
+            ),
         )
 
     async def retry_many(self, ids: Sequence[JobId]) -> list[Report]:
@@ -285,9 +280,11 @@ class Client:
         now = self.store.clock.now()
         return await self._each(
             ids,
-            lambda job: lifecycle.reschedule(job, NOW, now=now)
-            if job.state is State.SCHEDULED
-            else lifecycle.retry(job),
+            lambda job: (
+                lifecycle.reschedule(job, NOW, now=now)
+                if job.state is State.SCHEDULED
+                else lifecycle.retry(job)
+            ),
             lambda job: f"it is {job.state}",
         )
 
@@ -311,7 +308,7 @@ class Client:
         decide: _Decide,
         explain: _Explain,
     ) -> list[Report]:
-        """Decide and apply in batches; who was refused, for it changed meanwhile, is asked again."""
+        """Decide and apply in batches; a job that changed meanwhile is asked about again."""
         reports: dict[JobId, Report] = {}
         waiting = list(dict.fromkeys(ids))
         while waiting:
@@ -367,7 +364,7 @@ def make_filter(**given: Any) -> Filter:
     unknown = given.keys() - _FILTERS
     if unknown:
         names = ", ".join(sorted(_FILTERS))
-        raise TypeError(f"unknown filter {sorted(unknown)[0]!r}: there are {names}")
+        raise TypeError(f"unknown filter {min(unknown)!r}: there are {names}")
     ids, parent = given.get("ids"), given.get("parent")
     since, until = given.get("since"), given.get("until")
     return Filter(
@@ -403,7 +400,11 @@ _FILTERS: Final = {
 def _listed(value: Any) -> list[Any]:
     if value is None:
         return []
-    return [value] if isinstance(value, str) or not isinstance(value, (list, tuple, set, frozenset)) else [*value]  # pyright: ignore[reportUnknownVariableType]
+    return (
+        [value]
+        if isinstance(value, str) or not isinstance(value, (list, tuple, set, frozenset))
+        else [*value]
+    )
 
 
 def _warn_of_other_args(job: NewJob, answer: Inserted) -> None:

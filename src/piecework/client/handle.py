@@ -59,7 +59,7 @@ class Handle(Generic[R_co]):
         """Return the job with all its fields, as plain data."""
         return await self._client.get(self.id)
 
-    async def result(self, timeout: float | timedelta | None = None) -> R_co:  # noqa: ASYNC109 - part of the interface
+    async def result(self, timeout: float | timedelta | None = None) -> R_co:
         """Return what the handler returned, once the job has completed.
 
         TimeoutError after `timeout` seconds; JobFailed, JobCancelled or JobExpired where the job
@@ -71,7 +71,9 @@ class Handle(Generic[R_co]):
 
     def decode(self, text: str) -> Any:
         """Return a stored result: typed where the handler is known, else as plain JSON."""
-        return json.loads(text) if self._definition is None else self._definition.decode_result(text)
+        return (
+            json.loads(text) if self._definition is None else self._definition.decode_result(text)
+        )
 
     async def progress(self) -> Progress | None:
         """Return the run's last report with its saved partial result, or None."""

@@ -13,6 +13,7 @@ from typing import (
     ParamSpec,
     TypeAlias,
     TypeVar,
+    cast,
     overload,
 )
 from uuid import UUID
@@ -147,9 +148,9 @@ class HandlerDecorator:
 
     # classes: they stay what they are
     @overload
-    def __call__(self, fn: type[C], /) -> type[C]: ...
+    def __call__(self, fn: type[C], /) -> type[C]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload] - a class is callable, too
 
-    # (Any, ...) and (args, Any, ...)
+    # a parameter that takes Any, first or second
     @overload
     def __call__(
         self, fn: Callable[Concatenate[_Anything, Q], Coro[R]], /
@@ -159,21 +160,24 @@ class HandlerDecorator:
         self, fn: Callable[Concatenate[A, _Anything, Q], Coro[R]], /
     ) -> Handler[..., Coro[R], ..., R]: ...
 
-    # (args, run, ...)
+    # an args object, then the run; a coroutine function is a function that returns, too: hence
+    # the overlap with the sync overloads below
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]
         self, fn: Callable[Concatenate[A, Run, P], Coro[R]], /
     ) -> Handler[Concatenate[A, Run, P], Coro[R], Concatenate[A, P], R]: ...
 
-    # (run, ...)
+    # the run first
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]
         self, fn: Callable[Concatenate[Run, P], Coro[R]], /
     ) -> Handler[Concatenate[Run, P], Coro[R], P, R]: ...
 
-    # (...)
+    # plain parameters
     @overload
-    def __call__(self, fn: Callable[P, Coro[R]], /) -> Handler[P, Coro[R], P, R]: ...
+    def __call__(  # type: ignore[overload-overlap]
+        self, fn: Callable[P, Coro[R]], /
+    ) -> Handler[P, Coro[R], P, R]: ...
 
     # the same for functions that are not async
     @overload
@@ -229,9 +233,13 @@ class HandlerDecorator:
             return HandlerDecorator(self._client, given)
         if isinstance(fn, Handler):
             raise TypeError(f"{fn!r} is registered already: decorate it once")
+        return self._register(fn, given)
+
+    def _register(self, fn: Any, given: Mapping[str, Any]) -> Any:
         registry = self._client.registry
         definition = registry.add(fn, Options(**given))
         if isinstance(fn, type):
             fn.__piecework__ = Registered(definition, registry.services)  # type: ignore[attr-defined]
-            return fn  # pyright: ignore[reportUnknownVariableType]
-        return Handler(fn, self._client, definition)
+            return cast("Any", fn)
+        handler: Any = Handler(fn, self._client, definition)
+        return handler

@@ -56,7 +56,7 @@ NOTHING: Final = Resolved({})
 
 def as_instant(at: datetime) -> datetime:
     """Return the instant; NaiveTime without a zone, TypeError for anything but a datetime."""
-    if not isinstance(at, datetime):
+    if not isinstance(at, datetime):  # pyright: ignore[reportUnnecessaryIsInstance] - the door
         raise TypeError(f"an instant must be an aware datetime, not {type(at).__name__}")
     if at.tzinfo is None or at.utcoffset() is None:
         raise NaiveTime(at)
@@ -65,7 +65,7 @@ def as_instant(at: datetime) -> datetime:
 
 def as_wait(what: str, value: float | timedelta) -> timedelta:
     """Return the duration; ValueError if it is negative, not a number, or over a century."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, timedelta)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, timedelta)):  # pyright: ignore[reportUnnecessaryIsInstance] - the door
         raise TypeError(f"{what} must be seconds or a timedelta, not {type(value).__name__}")
     seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
     if not math.isfinite(seconds) or seconds < 0:
@@ -91,7 +91,7 @@ def resolve(options: EnqueueOptions, now: datetime) -> Resolved:
         return NOTHING
     unknown = options.keys() - EnqueueOptions.__optional_keys__
     if unknown:
-        raise TypeError(f"unknown option {sorted(unknown)[0]!r} of enqueue")
+        raise TypeError(f"unknown option {min(unknown)!r} of enqueue")
     given: dict[str, Any] = {}
     due = _due(options)
     if due is not None:
@@ -101,9 +101,10 @@ def resolve(options: EnqueueOptions, now: datetime) -> Resolved:
         given["expires"] = expires
     if "queue" in options:
         given["queue"] = check_name("queue", options["queue"])
-    for name in ("name", "node"):
-        if options.get(name) is not None:
-            given[name] = check_name(name, options[name])  # type: ignore[literal-required]
+    for what in ("name", "node"):
+        text: object = options.get(what)
+        if text is not None:
+            given[what] = check_name(what, text)
     if "priority" in options:
         given["priority"] = _int("priority", options["priority"], -_INT32)
     if "max_attempts" in options:

@@ -11,6 +11,8 @@ from piecework.handlers.names import check_name
 from piecework.ports import QueueChange, QueueInfo
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from piecework.client.client import Client
     from piecework.client.views import Report
 
@@ -61,12 +63,13 @@ class Queues:
         )
         await self._change(change)
 
-    async def clear(self, name: str) -> list[Report]:
+    async def clear(self, name: str) -> Sequence[Report]:
         """Cancel what waits in the queue; what runs goes on. One report for each job."""
         waiting = make_filter(queue=check_name("queue", name), state=sorted(WAITING))
-        reports: list[Report] = []
+        reports: Sequence[Report] = []
         while jobs := await self._client.reader.find(waiting, after=None, limit=MANY):
-            reports += await self._client.cancel_many([job.id for job in jobs], "queue cleared")
+            done = await self._client.cancel_many([job.id for job in jobs], "queue cleared")
+            reports = [*reports, *done]
         return reports
 
     async def _change(self, change: QueueChange) -> None:

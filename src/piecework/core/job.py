@@ -162,7 +162,7 @@ class Claimed(NamedTuple):
     metadata: Mapping[str, str] | None
     schedule: str | None
     tick: datetime | None
-    count: int | None
+    count: int | None  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleMethodOverride] - nobody counts in it
     parked: int
     result_ttl: timedelta | None
 

@@ -3,7 +3,7 @@
     enqueue ──► scheduled ──due──► available ──claim──► running ──► completed
        │            │                 ▲   ▲                ├──────► failed
        ├─ due now ──│─────────────────┘   │                ├──────► cancelled
-       │            └─ due, key busy ─┐   │                ├──────► scheduled   retry, snooze, parked
+       │            └─ due, key busy ─┐   │                ├──────► scheduled   retry, snooze, park
        └─ key busy ───────► blocked ◄─┘   │                ├──────► available   released
                                └─ turn ───┘                └──────► available | scheduled | failed
                                                                     worker lost: rescued, charged
@@ -54,8 +54,8 @@ __all__ = [
     "give_back",
     "progress",
     "replace",
-    "rescue",
     "reschedule",
+    "rescue",
     "retry",
     "settle",
 ]
@@ -208,7 +208,7 @@ Outcome: TypeAlias = (
 )
 
 
-def settle(  # noqa: PLR0911 - one return for each way to end
+def settle(
     job: Claimed,
     outcome: Outcome,
     *,

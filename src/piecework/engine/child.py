@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
     from types import ModuleType
 
+    import svcs
+
     from piecework.core.job import JobId, LogLine
 
 MAIN_NAME: Final = "__piecework_main__"
@@ -64,7 +66,7 @@ class Parent(Channel):
             self._sink.write(wire.encode(message))
             self._sink.flush()
 
-    def progress(self, run: Run, progress: Progress) -> Awaitable[None]:
+    def progress(self, run: Run, progress: Progress) -> Awaitable[None]:  # noqa: ARG002 - as the port
         """As `Channel.progress`."""
         self.say({"progress": [progress.done, progress.total, progress.message]})
         return DONE

@@ -58,6 +58,7 @@ class Chores:
         self.nothing_due = False
         self._buffered_at: float | None = None
         self._unknown: dict[JobId, int] = {}
+        self._strays: set[asyncio.Task[None]] = set()
         self._pulse = _Pulse(store, self._sign, self._beaten, self._settings.beat)
 
     async def start(self) -> None:
@@ -127,14 +128,17 @@ class Chores:
 
     def _find_unknown(self, answer: Beaten, now_known: dict[JobId, int]) -> None:
         """A job unknown at two beats came with a claim whose answer was lost: give it back."""
+        ending = self._worker.settler.claims()
         unknown = {
             job_id: fence
             for job_id, (fence, _) in answer.running.items()
-            if job_id not in now_known and not self._worker.settler.holds(job_id, fence)
+            if job_id not in now_known and (job_id, fence) not in ending
         }
         for job_id, fence in unknown.items():
             if self._unknown.get(job_id) == fence:
-                self._loop.create_task(self._worker.give_back_stray(job_id, fence))
+                task = self._loop.create_task(self._worker.give_back_stray(job_id, fence))
+                self._strays.add(task)
+                task.add_done_callback(self._strays.discard)
         self._unknown = unknown
 
     def buffered(self) -> None:
@@ -222,7 +226,7 @@ class _Pulse:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._hurry: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
-        self._stopped = False
+        self._stopped = threading.Event()
         self._last: tuple[float, datetime] | None = None
         self._unsteady_at: float | None = None
 
@@ -234,7 +238,7 @@ class _Pulse:
 
     async def stop(self) -> None:
         """The thread is gone."""
-        self._stopped = True
+        self._stopped.set()
         self.hurry()
         if self._thread is not None:
             await self._home.run_in_executor(None, self._thread.join)
@@ -256,12 +260,12 @@ class _Pulse:
     async def _forever(self) -> None:
         self._loop, self._hurry = asyncio.get_running_loop(), asyncio.Event()
         failures = 0
-        while not self._stopped:
+        while not self._stopped.is_set():
             delay = self._every if not failures else min(self._every, backoff(failures))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), delay)
             self._hurry.clear()
-            if self._stopped:
+            if self._stopped.is_set():
                 return
             try:
                 await self._beat()

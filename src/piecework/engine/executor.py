@@ -13,6 +13,7 @@ import random
 import traceback
 from contextvars import Context, copy_context
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from piecework.core.errors import Cancelled, GiveUp, Snooze
@@ -104,9 +105,9 @@ class Executor:
                 returned = context.run(definition.invoke, value, run, services)
             else:
                 run.threaded = True
-                returned = await asyncio.get_running_loop().run_in_executor(
-                    self._threads, context.run, _guarded, definition, value, run, services
-                )
+                call = partial(context.run, _guarded, definition, value, run, services)
+                loop = asyncio.get_running_loop()
+                returned = await loop.run_in_executor(self._threads, call)  # pyright: ignore[reportArgumentType] - loses count of a partial
                 if isinstance(returned, _Raised):
                     raise returned.error
             outcome: Outcome | None = self._returned(definition, run, returned)
@@ -135,7 +136,7 @@ class Executor:
     async def _close(self, container: svcs.Container, context: Context, run: Run) -> None:
         try:
             await Driven(container.aclose(), context)
-        except Exception:  # noqa: BLE001 - the outcome stands, whatever a service does at the end
+        except Exception:
             run.log.exception("a service could not be closed")
 
 
@@ -155,9 +156,7 @@ def _guarded(definition: Definition, value: Any, run: Run, services: Any) -> Any
         return _Raised(error)
 
 
-def judge(  # noqa: PLR0911 - one return for each way to end
-    definition: Definition, run: Run, error: BaseException
-) -> Outcome | None:
+def judge(definition: Definition, run: Run, error: BaseException) -> Outcome | None:
     """Return what an error means for the job."""
     if run.halted:
         match run.stopping:

@@ -10,6 +10,7 @@ import signal
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from piecework.core.errors import Cancelled, LeaseLost, NotImportable
@@ -152,7 +153,7 @@ class Children:
     def _order(self, definition: Definition, run: Run) -> dict[str, Any]:
         place = definition.import_path()
         return {
-            "path": [entry or str(os.getcwd()) for entry in sys.path],
+            "path": [entry or str(Path.cwd()) for entry in sys.path],
             "module": place.module,
             "file": place.file,
             "qualname": place.qualname,
@@ -165,7 +166,7 @@ class Children:
         while (message := await child.read()) is not None:
             match message:
                 case {"progress": [done, total, text]}:
-                    run.progress(done, total, text)
+                    await run.progress(done, total, text)
                 case {"save": partial}:
                     await child.send(await self._save(run, partial))
                 case {"log": [at, level, logger, text]}:

@@ -22,7 +22,7 @@ FOREVER: Final = math.inf
 
 def backoff(failures: int) -> float:
     """Return the seconds before the next try: 50 ms doubling to 5 s."""
-    return min(5.0, 0.05 * 2 ** min(failures - 1, 10))
+    return min(5.0, 0.05 * 2.0 ** min(failures - 1, 10))
 
 
 class Loop:

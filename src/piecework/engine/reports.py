@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from piecework.core.job import JobId
     from piecework.core.lifecycle import Transition
-    from piecework.ports import Store
+    from piecework.ports import Refused, Store
 
 __all__ = ["WRITE_SECONDS", "Reports", "encode_partial"]
 
@@ -105,6 +105,7 @@ class Reports(Channel):
             logs=run.logs.take(),
         )
         failures = 0
+        refused: list[Refused] = []
         while True:
             try:
                 refused = await self._store.apply([move])

@@ -51,7 +51,7 @@ class Settler:
     """The outbox of one worker. `refused` counts late writes: the job was another's by then."""
 
     def __init__(
-        self, store: Store, node: str, worker: WorkerId, settled: Callable[[int], None]
+        self, store: Store, node: str, worker: WorkerId, settled: Callable[[], None]
     ) -> None:
         self._store = store
         self._node = node
@@ -73,13 +73,13 @@ class Settler:
         """Return how many endings are not written yet."""
         return len(self._outbox) + len(self._in_flight)
 
-    def holds(self, job_id: JobId, fence: int) -> bool:
-        """Whether this claim's ending is on its way."""
-        return any(
-            ending.job.id == job_id and ending.job.fence == fence
+    def claims(self) -> set[tuple[JobId, int]]:
+        """Return (id, fence) of the claims whose ending is on its way."""
+        return {
+            (ending.job.id, ending.job.fence)
             for endings in (self._outbox, self._in_flight)
             for ending in endings
-        )
+        }
 
     async def tick(self) -> float:
         """A batch of endings is written; what fails for want of the store stays here."""
@@ -95,7 +95,7 @@ class Settler:
                 self._outbox.append(again)
         self._in_flight = []
         self.rounds += 1
-        self._settled(len(batch))
+        self._settled()
         return 0.0 if self._outbox else FOREVER
 
     async def _write(self, batch: Sequence[Ending]) -> list[tuple[Ending, Refused]]:

@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -146,6 +147,8 @@ class Worker:
         self._slot_tasks: list[asyncio.Task[Any]] = []
         self._capture = LogCapture()
         self._idle_event = asyncio.Event()
+        self._run_ended = asyncio.Event()
+        self._written = asyncio.Event()
         self.claiming = Loop("claim", self._claim)
         self.chores: Chores
         self.reports: Reports
@@ -212,18 +215,28 @@ class Worker:
         await self.chores.stop(retire=not stubborn)
 
     async def _wait_for_runs(self, seconds: float, now: asyncio.Event | None = None) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
-        while self._active and loop.time() < deadline and not (now is not None and now.is_set()):
-            await asyncio.sleep(0.01)
+        waits = [asyncio.ensure_future(self._until_quiet(0))]
+        if now is not None:
+            waits.append(asyncio.ensure_future(_set(now)))
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+
+    async def _until_quiet(self, others: int) -> None:
+        """Return when no more than so many slots are busy."""
+        while self._busy > others:
+            self._run_ended.clear()
+            await self._run_ended.wait()
 
     async def _flush(self) -> None:
         """What has ended is recorded. While the store is away this goes on for a lease at most."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.settings.lease.total_seconds()
-        while len(self.settler) and loop.time() < deadline:
-            self.settler.wake()
-            await asyncio.sleep(0.005)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.lease.total_seconds()):
+                while len(self.settler):
+                    self._written.clear()
+                    self.settler.wake()
+                    await self._written.wait()
 
     async def abandon(self) -> None:
         """What still runs in threads is released; only for a process that ends right now."""
@@ -364,6 +377,8 @@ class Worker:
             finally:
                 self._busy -= 1
                 self._forget(job)
+                if self._stopping or self._lonely:
+                    self._run_ended.set()
             taken = loop.time() - began
             self._seconds_per_job += 0.05 * (taken - self._seconds_per_job)
             since_yield += 1
@@ -423,8 +438,7 @@ class Worker:
         try:
             async with self._alone:
                 self._give_back()
-                while self._busy > self._lonely:
-                    await asyncio.sleep(0.01)
+                await self._until_quiet(self._lonely)
                 return await self._executor.execute(definition, value, active.run)
         finally:
             self._lonely -= 1
@@ -462,6 +476,10 @@ class Worker:
         self.id = self.settler.worker = WorkerId(uuid4())
         self.claiming.wake()
 
-    def _settled(self, count: int) -> None:
+    def _settled(self) -> None:
+        self._written.set()
         self.claiming.wake()
 
+
+async def _set(event: asyncio.Event) -> None:
+    await event.wait()

@@ -57,7 +57,7 @@ def result_adapter(returns: object) -> tuple[TypeAdapter[Any], bool]:
     for hint, judges_null in ((returns, True), (_nullable(returns), False)):
         try:
             return _adapter(hint, _OPEN), judges_null
-        except PydanticUserError:  # perhaps a dataclass or model: those may not be given a config
+        except PydanticUserError:  # perhaps a dataclass: as above
             continue
         except (PydanticSchemaGenerationError, NameError):
             break
@@ -81,10 +81,9 @@ def _args_adapter(
     kind: str, args: Sequence[Arg], args_type: type[Any] | None, config: ConfigDict
 ) -> TypeAdapter[Any]:
     try:
-        if args_type is not None:
-            # As an optional one: a dataclass or model may not be given a config.
-            return _adapter(_nullable(args[0].hint), config)
-        return TypeAdapter(_typed_dict(args, config))
+        hint = args[0].hint if args_type is not None else _typed_dict(args, config)
+        # As an optional one: a dataclass, model or typed dict itself may not be given a config.
+        return _adapter(_nullable(hint), config)
     except _NO_JSON as error:
         raise TypeError(_without_json(kind, args)) from error
 

@@ -99,6 +99,12 @@ class Calls:
             raise NotImportable(
                 where(fn), "an ad-hoc call takes a function or a method, such as Mailer.send"
             )
+        try:
+            hash(fn)
+        except TypeError as error:
+            raise NotImportable(
+                where(fn), "it has no hash: wrap it in a function of your own"
+            ) from error
         return _reference(fn, self._packages) if self._durable else self._kept.token(fn)
 
     def resolve(self, reference: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from pydantic import TypeAdapter
+from pydantic import PydanticUserError, TypeAdapter
 from pydantic_core import from_json, to_json
 
 from piecework.core.errors import ArgsInvalid, PayloadTooLarge
@@ -95,15 +95,16 @@ class ArgsCodec:
         return value
 
     def schema(self) -> dict[str, Any]:
-        """Return the JSON Schema of the args, with the defaults that JSON can hold."""
-        schema = self._adapter.json_schema()
-        if self._args_type is not None:
-            return _unwrapped(schema)
-        for arg in self._args:
-            given = schema["properties"].get(arg.name)
-            if given is not None and not arg.required:
-                _note_default(given, arg)
-        schema.pop("title", None)
+        """Return the JSON Schema of the args, with the defaults that JSON can hold.
+
+        It has no properties if a type has no schema.
+        """
+        schema = self._json_schema()
+        if self._args_type is None:
+            for arg in self._args:
+                given = schema["properties"].get(arg.name)
+                if given is not None and not arg.required:
+                    _note_default(given, arg)
         return schema
 
     def _check_json(self, text: str) -> Any:
@@ -127,9 +128,13 @@ class ArgsCodec:
             )
 
     def _hides(self) -> bool:
-        return (
-            count_nodes(self._adapter.json_schema(), lambda node: node.get("writeOnly") is True) > 0
-        )
+        return count_nodes(self._json_schema(), lambda node: node.get("writeOnly") is True) > 0
+
+    def _json_schema(self) -> dict[str, Any]:
+        try:
+            return _unwrapped(self._adapter.json_schema())
+        except PydanticUserError:  # a type of one's own may have JSON, but no schema
+            return {"properties": {}}
 
     def _refuse_type(self, value: object, args_type: type[Any]) -> NoReturn:
         given = type(value).__name__

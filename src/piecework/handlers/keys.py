@@ -64,22 +64,32 @@ def _asker(what: str, key: Callable[..., object], shape: Shape) -> Callable[[Any
     """Return what calls the key function: with the args object, or with what it names of them."""
     if shape.style == "object":
         return key
-    defaults = {arg.name: arg.default for arg in shape.args if arg.default is not EMPTY}
     names = [arg.name for arg in shape.args]
-    parameters = inspect.signature(key).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    defaults = {arg.name: arg.default for arg in shape.args if arg.default is not EMPTY}
+    parameters = _parameters(key)
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
         return lambda value: key(**{**defaults, **value})
-    by_name = all(
-        p.name in names or p.default is not EMPTY
-        for p in parameters.values()
-        if p.kind is not p.POSITIONAL_ONLY
-    )
-    if by_name and not any(p.kind is p.POSITIONAL_ONLY for p in parameters.values()):
-        wanted = [name for name in names if name in parameters]
+    if all(each.kind in _NAMED and (each.name in names or _optional(each)) for each in parameters):
+        wanted = [each.name for each in parameters if each.name in names]
         return lambda value: key(**{n: value[n] if n in value else defaults[n] for n in wanted})
+    count = sum(each.kind is not each.KEYWORD_ONLY for each in parameters)
     if len(parameters) > len(names):
         raise TypeError(
-            f"{what} {where(key)} takes {', '.join(parameters)}: give it the parameters of the "
-            f"handler ({', '.join(names) or 'none'})"
+            f"{what} {where(key)} takes {', '.join(p.name for p in parameters)}: give it the "
+            f"parameters of the handler ({', '.join(names) or 'none'})"
         )
-    return lambda value: key(*({**defaults, **value}[name] for name in names))
+    return lambda value: key(*({**defaults, **value}[name] for name in names[:count]))
+
+
+_NAMED: Final = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _optional(parameter: inspect.Parameter) -> bool:
+    return parameter.default is not EMPTY
+
+
+def _parameters(key: Callable[..., object]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(key).parameters.values())
+    except ValueError:  # a function in C, such as str, says nothing of its parameters
+        return [inspect.Parameter("value", inspect.Parameter.POSITIONAL_ONLY)]

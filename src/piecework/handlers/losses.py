@@ -46,9 +46,15 @@ def _refuse(name: str) -> None:
 
 def non_finite(value: object) -> bool:
     """Whether NaN or an infinity is anywhere inside the value; models write those as null."""
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    return any(non_finite(inner) for _, inner in _inside(value))
+    pending = [value]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, float):
+            if not math.isfinite(each):
+                return True
+        else:
+            pending.extend(inner for _, inner in _inside(each))
+    return False
 
 
 def lost_subclass(given: object, kept: object) -> str | None:

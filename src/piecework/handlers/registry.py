@@ -37,8 +37,6 @@ class Registry:
         self.services = services if services is not None else svcs.Registry()
         self.max_args_bytes = max_args_bytes
         self.calls = Calls(self.define, self.services, calls, durable=durable)
-        self.limited: Mapping[str, int] = {}
-        """How many jobs of a kind one worker may run at once, where that is limited."""
         self._by_name: dict[str, Definition] = {}
         self._by_type: dict[type[Any], Definition] = {}
         self._lock = Lock()
@@ -137,6 +135,7 @@ class Registry:
             }
 
     def _find_for(self, args_type: type[Any]) -> Definition:
+        known = self._by_type  # replaced when a handler is: then this find is of no use any more
         found: list[Definition] = []
         broken: TypeError | None = None
         for definition in self._definitions():
@@ -150,8 +149,7 @@ class Registry:
             raise AmbiguousArgs(name, [definition.kind for definition in found])
         if not found:
             raise UnknownKind(name, args_type=True) from broken
-        with self._lock:
-            self._by_type[args_type] = found[0]
+        known[args_type] = found[0]
         return found[0]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pydantic_core import from_json, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from piecework.core.errors import ResultInvalid
 from piecework.handlers.adapters import result_adapter
@@ -23,24 +23,19 @@ class ResultUnstorable(Exception):
 class ResultCodec:
     """The result of one handler."""
 
-    __slots__ = ("_kind", "_limit", "_load", "_nullable")
+    __slots__ = ("_dump", "_kind", "_limit", "_load", "_nullable")
 
     def __init__(self, kind: str, returns: object, *, limit_bytes: int) -> None:
         self._kind = kind
         self._limit = limit_bytes
         adapter, self._nullable = result_adapter(returns)
+        self._dump = adapter.serializer.to_json
         self._load = adapter.validator.validate_json
 
     def encode(self, value: object) -> str:
         """Return compact JSON. ResultUnstorable for what JSON cannot hold, or too much of it."""
         try:
-            data = to_json(
-                value,
-                by_alias=False,
-                round_trip=True,
-                inf_nan_mode="constants",
-                bytes_mode="base64",
-            )
+            data = self._write(value)
             text = data.decode()
             if text.count("[") + text.count("{") > _SAFE_DEPTH:
                 from_json(data)  # refuses what no reader would take
@@ -54,6 +49,19 @@ class ResultCodec:
         if has_constant(text) or ("null" in text and non_finite(value)):
             raise ResultUnstorable("the result has no JSON: it holds NaN or infinity")
         return text
+
+    def _write(self, value: object) -> bytes:
+        try:
+            # By what the value is, not by what the annotation says: nothing of it gets lost.
+            return to_json(
+                value,
+                by_alias=False,
+                round_trip=True,
+                inf_nan_mode="constants",
+                bytes_mode="base64",
+            )
+        except PydanticSerializationError:  # only its annotation may know how it is written
+            return self._dump(value, warnings=False, round_trip=True, by_alias=False)
 
     def decode(self, text: str) -> Any:
         """Return the result, typed. ResultInvalid if it does not fit the return annotation."""

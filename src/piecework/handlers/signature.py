@@ -155,7 +155,7 @@ def is_async(fn: Any) -> bool:
 def where(fn: Any) -> str:
     """Return the handler's place in the code, such as `myapp.jobs.ship`."""
     named = named_of(fn)
-    return f"{named.__module__}.{named.__qualname__}"
+    return f"{named.__module__ or 'builtins'}.{named.__qualname__}"
 
 
 def named_of(fn: Any) -> Any:
@@ -180,7 +180,12 @@ def _in_class_body(fn: Any) -> bool:
 def _parameters(fn: Any, handler: Any, *, skip_first: bool) -> list[inspect.Parameter]:
     if fn is object.__init__:
         return []
-    parameters = list(inspect.signature(fn).parameters.values())[1 if skip_first else 0 :]
+    try:
+        parameters = list(inspect.signature(fn).parameters.values())[1 if skip_first else 0 :]
+    except ValueError as error:
+        raise TypeError(
+            f"{where(handler)} does not tell its parameters: wrap it in a function of your own"
+        ) from error
     for parameter in parameters:
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise TypeError(
@@ -221,7 +226,10 @@ def _is_body(frame: FrameType, module: str, qualname: str) -> bool:
 
 def _annotation_texts(fn: Any) -> list[str]:
     functions = [constructor_of(fn), call_of(fn)] if isinstance(fn, type) else [fn]
-    found = [getattr(function, "__annotations__", {}) for function in functions]
+    try:
+        found = [getattr(function, "__annotations__", {}) for function in functions]
+    except NameError:  # from 3.14 on they are no text but code, which finds local names itself
+        return []
     return [text for each in found for text in each.values() if isinstance(text, str)]
 
 

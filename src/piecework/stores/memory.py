@@ -98,7 +98,7 @@ class MemoryStore:
         count = len(self._rows)
         return [Finding("ok", "memory", f"{count:,} jobs, which end with this process")]
 
-    async def bind(self, connection: Any) -> Bound:  # noqa: ANN401 - any driver's
+    async def bind(self, connection: Any) -> Bound:
         what = type(connection).__qualname__
         raise TypeError(
             f"the memory store cannot write inside the transaction of a {what}: "

@@ -32,7 +32,7 @@ _LATER: Final = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - each name has its own type, see above
+def __getattr__(name: str) -> Any:
     """Import what needs pytest or hypothesis at its first use."""
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -70,9 +70,7 @@ class FakeClock:
         loop = asyncio.get_running_loop()
         woken = loop.create_future()
         with self._lock:
-            heappush(
-                self._sleepers, (self._seconds + seconds, next(self._order), loop, woken)
-            )
+            heappush(self._sleepers, (self._seconds + seconds, next(self._order), loop, woken))
         await woken
 
     def advance(self, seconds: float | timedelta) -> _Turns:

@@ -1,13 +1,13 @@
 """What every store must do: inherit from StoreConformance, give it your store, run pytest.
 
-    from piecework.testing import StoreConformance
+from piecework.testing import StoreConformance
 
-    class TestMyStore(StoreConformance):
-        @pytest.fixture
-        async def store(self, clock):
-            store = MyStore(clock=clock)
-            yield store
-            await store.close()
+class TestMyStore(StoreConformance):
+    @pytest.fixture
+    async def store(self, clock):
+        store = MyStore(clock=clock)
+        yield store
+        await store.close()
 """
 
 from __future__ import annotations

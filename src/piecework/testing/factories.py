@@ -21,12 +21,12 @@ WORKER: Final = WorkerId(UUID("00000000-0000-7000-8000-00000000beef"))
 _MINUTE: Final = timedelta(minutes=1)
 
 
-def new_job(**fields: Any) -> NewJob:  # noqa: ANN401 - any field of NewJob
+def new_job(**fields: Any) -> NewJob:
     """Return a NewJob with a fresh id, of kind "work", with empty args."""
     return NewJob(**{"id": new_id(), "kind": "work", "args": "{}", **fields})
 
 
-def job(state: State = State.AVAILABLE, **fields: Any) -> Job:  # noqa: ANN401 - any field of Job
+def job(state: State = State.AVAILABLE, **fields: Any) -> Job:
     """Return a Job in this state: a completed one has started, finished and has a result."""
     given: dict[str, Any] = {
         "id": new_id(),
@@ -69,7 +69,7 @@ def _implied(state: State) -> dict[str, Any]:
             return {**finished, "expires_at": NOON + _MINUTE}
 
 
-def claimed(**fields: Any) -> Claimed:  # noqa: ANN401 - any field of Claimed
+def claimed(**fields: Any) -> Claimed:
     """Return a Claimed: the first attempt of a job of kind "work"."""
     given: dict[str, Any] = {
         "id": new_id(),

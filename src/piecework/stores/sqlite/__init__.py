@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Lock, local
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from piecework.core.job import NOW
 from piecework.ports import Finding, Hint
 from piecework.stores._hints import Hub
 from piecework.stores.sqlite import reading, upkeep, writing
@@ -59,16 +60,19 @@ __all__ = ["SqliteStore"]
 T = TypeVar("T")
 
 _WORK: Final = Hint(frozenset({"work"}))
-_DUE: Final = Hint(frozenset({"due"}))
+_WORK_AND_DUE: Final = Hint(frozenset({"work", "due"}))
 _CONTROL: Final = Hint(frozenset({"control", "work"}))
-_ANYTHING: Final = Hint(frozenset({"work", "due", "control", "done"}))
+# Not "control": beats are commits, too, and would call for the next beat at once.
+_ANYTHING: Final = Hint(frozenset({"work", "due", "done"}))
 _READERS: Final = 2
 
 
 class _Lanes:
     """The threads and connections of one process: a writer, one for beats alone, readers."""
 
-    def __init__(self, settings: Settings, now: Callable[[], int], heard: Callable[[], None]):
+    def __init__(
+        self, settings: Settings, now: Callable[[], int], heard: Callable[[], None]
+    ) -> None:
         self.pid = os.getpid()
         self.writer = Writer(settings, now, heard, "piecework-writer")
         # Beats have a thread and connection of their own: a lease must not wait behind work.
@@ -197,14 +201,7 @@ class SqliteStore:
         """As `Store.insert`."""
         work = Insertion(jobs, lambda tx: writing.insert(tx, jobs, self._now()))
         answers: list[Inserted] = await self._lanes().writer.submit(work)
-        now = self._clock.now()
-        zero = now - now
-        for job in jobs:
-            due = job.due
-            if due is not zero and (due > zero if isinstance(due, type(zero)) else due > now):
-                self._hub.tell(_DUE)
-                break
-        self._hub.tell(_WORK)
+        self._hub.tell(_WORK if all(job.due is NOW for job in jobs) else _WORK_AND_DUE)
         return answers
 
     async def claim(self, ask: Ask) -> list[Claimed]:
@@ -318,7 +315,9 @@ class SqliteStore:
         rights = path.stat().st_mode & 0o077
         if rights:
             found.append(
-                Finding("warning", "rights", f"others can read {path}: chmod 600 keeps jobs private")
+                Finding(
+                    "warning", "rights", f"others can read {path}: chmod 600 keeps jobs private"
+                )
             )
         return found
 

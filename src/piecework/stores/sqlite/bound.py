@@ -89,14 +89,20 @@ class _AlchemyAsync:
 
     async def insert(self, jobs: Sequence[NewJob]) -> list[Inserted]:
         """As `Bound.insert`."""
-        run_sync = self._connection.run_sync
-        answers: list[Inserted] = await run_sync(lambda c: finish(self._bound(c).insert(jobs)))
+
+        def insert(connection: Any) -> Any:
+            return finish(self._bound(connection).insert(jobs))
+
+        answers: list[Inserted] = await self._connection.run_sync(insert)
         return answers
 
     async def apply(self, transitions: Sequence[Transition]) -> list[Refused]:
         """As `Bound.apply`."""
-        run_sync = self._connection.run_sync
-        answers: list[Refused] = await run_sync(lambda c: finish(self._bound(c).apply(transitions)))
+
+        def apply(connection: Any) -> Any:
+            return finish(self._bound(connection).apply(transitions))
+
+        answers: list[Refused] = await self._connection.run_sync(apply)
         return answers
 
 

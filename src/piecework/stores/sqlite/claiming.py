@@ -81,10 +81,7 @@ def claim(tx: Tx, ask: Ask, now: int) -> list[Claimed]:
     rows = _candidates(tx, ask, now, caps)
     if not rows:
         return []
-    if caps or ask.rooms:
-        chosen = _pick(rows, ask, caps)
-    else:
-        chosen = _take(rows, ask)
+    chosen = _pick(rows, ask, caps) if caps or ask.rooms else _take(rows, ask)
     if not chosen:
         return []
     ids = json.dumps([row[0] for row in chosen])
@@ -112,18 +109,18 @@ def _candidates(tx: Tx, ask: Ask, now: int, caps: dict[str, QueueCap]) -> list[A
     params = {"now": now, "want": want}
     closed = {name for name, cap in caps.items() if cap.closed}
     if ask.queues is None and not caps:
-        parts = [_load(tx.execute(ANY_QUEUE, params))]  # pyright: ignore[reportArgumentType]
+        parts = [_load(tx.execute(ANY_QUEUE, params))]
     else:
         lanes: Sequence[str] = ask.queues if ask.queues is not None else _open_lanes(tx)
         parts = [
-            _load(tx.execute(ONE_QUEUE, {**params, "queue": lane}))  # type: ignore[arg-type]
+            _load(tx.execute(ONE_QUEUE, {**params, "queue": lane}))
             for lane in dict.fromkeys(lanes)
             if lane not in closed
         ]
     if tx.execute(ANY_BOUND, (ask.node,)).fetchone():
         queues = None if ask.queues is None else json.dumps(ask.queues)
         bound = {**params, "node": ask.node, "queues": queues, "closed": json.dumps([*closed])}
-        parts.append(_load(tx.execute(BOUND, bound)))  # type: ignore[arg-type]
+        parts.append(_load(tx.execute(BOUND, bound)))
     parts = [part for part in parts if part]
     if len(parts) == 1:
         return parts[0]
@@ -167,4 +164,3 @@ def _spend(tx: Tx, control: _Control, now: int, taken: int) -> None:
     if taken:
         left = _tokens(control, now) - taken
         tx.execute(SPEND, (left, max(now, control.refilled_at), control.name))
-

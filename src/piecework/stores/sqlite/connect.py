@@ -110,7 +110,7 @@ def _check_place(path: Path) -> None:
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         wanted = ".".join(map(str, OLDEST_SQLITE))
         raise StoreUnavailable(
-            f"this Python carries SQLite {sqlite3.sqlite_version}: Piecework needs {wanted} or newer"
+            f"this Python has SQLite {sqlite3.sqlite_version}: Piecework needs {wanted} or newer"
         )
     if path.is_dir():
         raise StoreUnavailable(f"{path} is a folder: name a file in it, such as {path / 'jobs.db'}")
@@ -158,7 +158,9 @@ def translate(error: BaseException, settings: Settings) -> StoreUnavailable:
             "app.within(connection)"
         )
     if "not a database" in text or "malformed" in text:
-        return StoreUnavailable(f"{path} is no intact SQLite database: choose another file ({text})")
+        return StoreUnavailable(
+            f"{path} is no intact SQLite database: choose another file ({text})"
+        )
     if "full" in text:
         return StoreUnavailable(f"no space left for {path}: nothing of this was stored; free some")
     if "disk I/O" in text or "unable to open" in text or "readonly" in text:

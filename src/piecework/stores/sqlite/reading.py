@@ -46,7 +46,7 @@ def _by_ids(tx: Tx, columns: str, ids: Sequence[JobId]) -> list[Any]:
     for start in range(0, len(ids), _BATCH):
         batch = [i.bytes for i in ids[start : start + _BATCH]]
         marks = ",".join("?" * len(batch))
-        sql = f"SELECT {columns} FROM piecework_job WHERE id IN ({marks})"  # noqa: S608 - marks
+        sql = f"SELECT {columns} FROM piecework_job WHERE id IN ({marks})"
         found += tx.execute(sql, batch).fetchall()
     return found
 
@@ -70,7 +70,7 @@ def find(tx: Tx, what: Filter, after: JobId | None, limit: int) -> list[Job]:
     """As `Reader.find`."""
     conditions, params = _conditions(what, after)
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-    sql = f"SELECT {JOB_COLUMNS} FROM piecework_job {where} ORDER BY id DESC LIMIT ?"  # noqa: S608 - fixed conditions
+    sql = f"SELECT {JOB_COLUMNS} FROM piecework_job {where} ORDER BY id DESC LIMIT ?"
     if what.text is None:
         return [rows.job(row) for row in tx.execute(sql, (*params, limit)).fetchall()]
     found: list[Job] = []
@@ -128,9 +128,7 @@ def _conditions(what: Filter, after: JobId | None) -> tuple[list[str], list[Any]
     if after is not None:
         add("id < ?", after.bytes)
     for key, value in what.metadata.items():
-        add(
-            "id IN (SELECT job_id FROM piecework_metadata WHERE key = ? AND value = ?)", key, value
-        )
+        add("id IN (SELECT job_id FROM piecework_metadata WHERE key = ? AND value = ?)", key, value)
     return conditions, params
 
 

@@ -277,7 +277,7 @@ class _Nudge(Work):
 
     __slots__ = ()
 
-    def __init__(self) -> None:  # pyright: ignore[reportMissingSuperCall] - nobody waits for it
+    def __init__(self) -> None:
         pass
 
 

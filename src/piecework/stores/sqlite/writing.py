@@ -9,19 +9,19 @@ lock away and may wait milliseconds to get it back.
 from __future__ import annotations
 
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from piecework.core import lifecycle
 from piecework.core.errors import DuplicateJob
-from piecework.core.job import FINAL, WAITING, JobId, State
+from piecework.core.job import FINAL, NOW, WAITING, JobId, State
 from piecework.ports import Inserted, Refused
 from piecework.stores.sqlite import rows
 from piecework.stores.sqlite.rows import JOB_COLUMNS, from_micros, micros, moment, sql_value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
     from piecework.core.job import Job, NewJob
     from piecework.core.lifecycle import Transition
@@ -51,13 +51,13 @@ class Cursor(Protocol):
 class Tx(Protocol):
     """An open transaction."""
 
-    def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
+    def execute(self, sql: str, params: Sequence[Any] | dict[str, Any] = ()) -> Cursor:
         """Run one statement."""
         ...
 
 
 @contextmanager
-def savepoint(tx: Tx) -> Iterator[None]:
+def savepoint(tx: Tx) -> Generator[None, None, None]:
     """What happens inside is undone as one if it raises."""
     tx.execute("SAVEPOINT piecework_part")
     try:
@@ -82,15 +82,25 @@ def chunks(count: int) -> Iterator[int]:
 
 # ── insert ───────────────────────────────────────────────────────────────────────────────────
 
-INSERT_COLUMNS: Final = """id, kind, name, queue, state, priority, max_attempts, max_crashes,
-    timeout, node, unique_key, unique_scope, unique_until, unique_held, serial_key, serial_held,
-    parent, schedule, tick, count, enqueued_at, due_at, expires_at, result_ttl, args, metadata"""
-_INSERT_ROW: Final = f"({','.join('?' * (INSERT_COLUMNS.count(',') + 1))})"
-_INSERT: Final = {
-    size: f"INSERT INTO piecework_job ({INSERT_COLUMNS}) VALUES {','.join([_INSERT_ROW] * size)} "
-    "ON CONFLICT (id) DO NOTHING"
-    for size in CHUNKS
-}
+_LEAN_COLUMNS: Final = """id, kind, queue, state, priority, max_attempts, max_crashes,
+    enqueued_at, due_at, args"""
+_FULL_COLUMNS: Final = (
+    _LEAN_COLUMNS
+    + """, name, timeout, node, unique_key, unique_scope, unique_until,
+    unique_held, serial_key, serial_held, parent, schedule, tick, count, expires_at, result_ttl,
+    metadata"""
+)
+
+
+@lru_cache(maxsize=2 * len(CHUNKS))
+def _insert_sql(columns: str, size: int) -> str:
+    row = f"({','.join('?' * (columns.count(',') + 1))})"
+    return (
+        f"INSERT INTO piecework_job ({columns}) VALUES {','.join([row] * size)} "
+        "ON CONFLICT (id) DO NOTHING"
+    )
+
+
 FIND_HOLDER: Final = f"""
     SELECT unique_scope = 'until' AND unique_until <= ?, {JOB_COLUMNS}
     FROM piecework_job WHERE kind = ? AND unique_held = ?"""
@@ -114,13 +124,19 @@ def insert(tx: Tx, jobs: Sequence[NewJob], now: int) -> list[Inserted]:
 
 
 def _insert_plain(tx: Tx, jobs: Sequence[NewJob], now: int) -> list[Inserted]:
-    values = [_insert_values(job, now) for job in jobs]
-    with savepoint(tx) if len(jobs) > 1 else _nothing():
+    values = [_lean_values(job, now) for job in jobs]
+    columns = _LEAN_COLUMNS
+    # Most jobs have none of the other columns, and binding a NULL costs more than an integer.
+    if any(map(_has_more, jobs)):
+        columns = _FULL_COLUMNS
+        for job, row in zip(jobs, values, strict=True):
+            row.extend(_other_values(job, now, row[8]))
+    with savepoint(tx) if len(jobs) > 1 else nullcontext():
         start = created = 0
         for size in chunks(len(values)):
             batch = values[start : start + size]
             params = batch[0] if size == 1 else [value for row in batch for value in row]
-            created += tx.execute(_INSERT[size], params).rowcount
+            created += tx.execute(_insert_sql(columns, size), params).rowcount
             start += size
         if created == len(jobs):
             return [Inserted(job.id, created=True) for job in jobs]
@@ -131,9 +147,18 @@ def _insert_plain(tx: Tx, jobs: Sequence[NewJob], now: int) -> list[Inserted]:
         return [_insert_one(tx, job, now) for job in jobs]
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+def _has_more(job: NewJob) -> bool:
+    # Fields of different types that are all None, compared as cheaply as can be.
+    return (
+        job.name is not None
+        or job.timeout is not None
+        or job.node is not None
+        or job.parent is not None
+        or job.schedule is not None
+        or job.expires is not None
+        or job.kind_expires is not None
+        or job.result_ttl is not None
+    )
 
 
 def _known(tx: Tx, job: NewJob) -> Inserted:
@@ -141,29 +166,36 @@ def _known(tx: Tx, job: NewJob) -> Inserted:
     return Inserted(job.id, created=False, args_differ=args != job.args)
 
 
-def _insert_values(
-    job: NewJob, now: int, *, state: State | None = None, held: str | None = None
-) -> list[Any]:
-    due = moment(job.due, now)
+def _lean_values(job: NewJob, now: int, state: State | None = None) -> list[Any]:
+    due = now if job.due is NOW else moment(job.due, now)
     assert due is not None
-    expires = None
-    if job.expires is not None or job.kind_expires is not None:
-        expires = _expiry(job, now, due)
-    until = moment(job.unique_window, now) if job.unique_scope == "until" else None
+    if state is None:
+        state = State.AVAILABLE if due <= now else State.SCHEDULED
     return [
-        job.id.bytes,
+        bytearray(job.id.bytes),  # sqlite3 binds it without looking for an adapter, unlike bytes
         job.kind,
-        job.name,
         job.queue,
-        (state or (State.AVAILABLE if due <= now else State.SCHEDULED)).value,
+        state.value,
         job.priority,
         job.max_attempts,
         job.max_crashes,
+        now,
+        due,
+        job.args,
+    ]
+
+
+def _other_values(job: NewJob, now: int, due: int, held: str | None = None) -> list[Any]:
+    expires = None
+    if job.expires is not None or job.kind_expires is not None:
+        expires = _expiry(job, now, due)
+    return [
+        job.name,
         job.timeout,
         job.node,
         job.unique_key,
         None if job.unique_key is None else job.unique_scope,
-        until,
+        moment(job.unique_window, now) if job.unique_scope == "until" else None,
         job.unique_key,
         job.serial_key,
         held,
@@ -171,11 +203,8 @@ def _insert_values(
         job.schedule,
         None if job.tick is None else micros(job.tick),
         job.count,
-        now,
-        due,
         expires,
         None if job.result_ttl is None else sql_value(job.result_ttl, 0),
-        job.args,
         sql_value(job.metadata, now) if job.metadata else None,
     ]
 
@@ -202,13 +231,14 @@ def _insert_one(tx: Tx, job: NewJob, now: int) -> Inserted:
             state = State.BLOCKED
         else:
             held = job.serial_key
-    if not tx.execute(_INSERT[1], _insert_values(job, now, state=state, held=held)).rowcount:
+    row = _lean_values(job, now, state) + _other_values(job, now, due, held)
+    if not tx.execute(_insert_sql(_FULL_COLUMNS, 1), row).rowcount:
         return _known(tx, job)
     _add_metadata(tx, job.id.bytes, job.metadata)
     return Inserted(job.id, created=True)
 
 
-def _add_metadata(tx: Tx, job_id: bytes, metadata: Any) -> None:
+def _add_metadata(tx: Tx, job_id: bytes, metadata: Mapping[str, str] | None) -> None:
     for key, value in (metadata or {}).items():
         tx.execute(ADD_METADATA, (key, value, job_id))
 
@@ -284,8 +314,8 @@ def apply(tx: Tx, transitions: Sequence[Transition], now: int) -> list[Refused]:
     keys = _held_keys(tx, transitions)
     refused: list[Refused] = []
     done: list[Transition] = []
-    for (states, unless_cancelled, target, *names, _), group in _by_shape(transitions).items():
-        sql_parts = _update_parts(states, target, names, unless_cancelled=unless_cancelled)
+    for (states, unless_cancelled, target, columns, _), group in _by_shape(transitions).items():
+        sql_parts = _update_parts(states, target, columns, unless_cancelled=unless_cancelled)
         if len(group) > 1 and _set_based(tx, sql_parts, group, now):
             done += group
             continue
@@ -317,18 +347,28 @@ def _by_shape(transitions: Sequence[Transition]) -> dict[Any, list[Transition]]:
         )
         seen.add(transition.id)
         place = index if alone else -1
-        shapes[transition.states, transition.unless_cancelled, state, *changes, place].append(
+        columns = tuple((name, value is None) for name, value in changes.items() if name != "state")
+        shapes[transition.states, transition.unless_cancelled, state, columns, place].append(
             transition
         )
     return shapes
 
 
+@lru_cache(maxsize=256)
 def _update_parts(
-    states: frozenset[State], target: State, names: Sequence[str], *, unless_cancelled: bool
+    states: frozenset[State],
+    target: State,
+    columns: tuple[tuple[str, bool], ...],
+    *,
+    unless_cancelled: bool,
 ) -> tuple[str, str, int]:
-    """Return the SET list, the guard, and how many columns the input has."""
-    names = [name for name in names if name != "state"]
-    sets = [f"{name} = v.column{position}" for position, name in enumerate(names, start=3)]
+    """Return the SET list, the guard, and how many columns the input has.
+
+    A NULL is written into the statement: binding one costs more than an integer.
+    """
+    sets = [f"{name} = NULL" for name, is_null in columns if is_null]
+    names = [name for name, is_null in columns if not is_null]
+    sets += [f"{name} = v.column{position}" for position, name in enumerate(names, start=3)]
     if target is State.AVAILABLE:
         sets.append(_TAKE_TURN)
     else:
@@ -349,22 +389,20 @@ def _update_sql(parts: tuple[str, str, int], size: int) -> str:
     sets, guard, width = parts
     row = f"({','.join('?' * width)})"
     return (
-        f"UPDATE piecework_job AS j SET {sets} "  # noqa: S608 - column names of Changes only
+        f"UPDATE piecework_job AS j SET {sets} "
         f"FROM (VALUES {','.join([row] * size)}) AS v WHERE {guard}"
     )
 
 
 def _values(transition: Transition, now: int) -> list[Any]:
-    values: list[Any] = [transition.id.bytes, transition.fence]
+    values: list[Any] = [bytearray(transition.id.bytes), transition.fence]
     for name, value in transition.changes.items():
-        if name != "state":
+        if value is not None and name != "state":
             values.append(sql_value(value, now))
     return values
 
 
-def _set_based(
-    tx: Tx, parts: tuple[str, str, int], group: Sequence[Transition], now: int
-) -> bool:
+def _set_based(tx: Tx, parts: tuple[str, str, int], group: Sequence[Transition], now: int) -> bool:
     """Apply the whole group, or nothing of it: then at least one must be refused."""
     tx.execute("SAVEPOINT piecework_group")
     start = changed = 0
@@ -463,4 +501,3 @@ def held_keys(tx: Tx, ids: Sequence[bytes]) -> list[str]:
 def promote(tx: Tx, keys: Iterable[str]) -> int:
     """Each of these keys that nobody holds has gone to its next job, if one is blocked."""
     return sum(tx.execute(PROMOTE, (key,)).rowcount for key in keys)
-

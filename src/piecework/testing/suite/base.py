@@ -45,16 +45,16 @@ class Hand:
         self.node = node
         self.id = WorkerId(uuid4())
 
-    async def claim(self, free: int = 100, **wish: Any) -> list[Claimed]:  # noqa: ANN401
+    async def claim(self, free: int = 100, **wish: Any) -> list[Claimed]:
         """Claim; `wish` are the other fields of Ask."""
         return await self.store.claim(Ask(worker=self.id, node=self.node, free=free, **wish))
 
-    async def take(self, **wish: Any) -> Claimed:  # noqa: ANN401
+    async def take(self, **wish: Any) -> Claimed:
         """Claim exactly one job."""
         (taken,) = await self.claim(1, **wish)
         return taken
 
-    def ending(self, claimed: Claimed, outcome: Outcome, **more: Any) -> Transition:  # noqa: ANN401
+    def ending(self, claimed: Claimed, outcome: Outcome, **more: Any) -> Transition:
         """Return the move that settles this claim; `more` are progress and logs."""
         ended = Attempt(
             number=claimed.attempt,
@@ -72,7 +72,7 @@ class Hand:
         self,
         claimed: Claimed,
         outcome: Outcome,
-        **more: Any,  # noqa: ANN401
+        **more: Any,
     ) -> list[Refused]:
         """Record how the run ended; return what was refused."""
         return await self.store.apply([self.ending(claimed, outcome, **more)])
@@ -87,7 +87,7 @@ class Hand:
         again = None if retry_in is None else seconds(retry_in)
         assert await self.settle(claimed, Failed(OOPS, again)) == []
 
-    async def beat(self, lease: float = 30, **shown: Any) -> Beaten:  # noqa: ANN401
+    async def beat(self, lease: float = 30, **shown: Any) -> Beaten:
         """Give a sign of life; `shown` are the other fields of Beat."""
         sign: dict[str, Any] = {
             "worker": self.id,
@@ -107,13 +107,13 @@ class Suite:
     many_keys = 2_000
     """How many distinct serial keys are used at once: raise it for a store built for more."""
 
-    async def add(self, store: AnyStore, **fields: Any) -> JobId:  # noqa: ANN401
+    async def add(self, store: AnyStore, **fields: Any) -> JobId:
         """Insert one job, which must be new."""
         (inserted,) = await store.insert([new_job(**fields)])
         assert inserted.created
         return inserted.id
 
-    async def add_many(self, store: AnyStore, count: int, **fields: Any) -> list[JobId]:  # noqa: ANN401
+    async def add_many(self, store: AnyStore, count: int, **fields: Any) -> list[JobId]:
         """Insert so many jobs in one call."""
         inserted = await store.insert([new_job(**fields) for _ in range(count)])
         return [one.id for one in inserted]

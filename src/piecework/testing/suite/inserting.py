@@ -69,10 +69,7 @@ class Inserting(Suite):
         )
         assert await store.insert([new]) == [Inserted(new.id, created=True)]
         job, now = await self.read(store, new.id), clock.now()
-        for name in (
-            "id kind args queue name priority max_attempts max_crashes timeout unique_key "
-            "unique_scope serial_key metadata node parent schedule tick count result_ttl"
-        ).split():
+        for name in ["id", "kind", "args", "queue", "name", "priority", "max_attempts", "max_crashes", "timeout", "unique_key", "unique_scope", "serial_key", "metadata", "node", "parent", "schedule", "tick", "count", "result_ttl"]:
             assert getattr(job, name) == getattr(new, name), name
         assert job.state is State.SCHEDULED
         assert (job.enqueued_at, job.due_at) == (now, now + seconds(5))
@@ -89,9 +86,7 @@ class Inserting(Suite):
         assert (job.serial_key, job.timeout, job.parent, job.result_ttl) == (None,) * 4
 
     @pytest.mark.parametrize("text", ODD_TEXTS)
-    async def test_args_pass_through_as_text(
-        self, store: AnyStore, hand: Hand, text: str
-    ) -> None:
+    async def test_args_pass_through_as_text(self, store: AnyStore, hand: Hand, text: str) -> None:
         """A store looks into nothing: what cannot be decoded is the worker's to park (C14, I16)."""
         job_id = await self.add(store, args=text)
         assert (await self.read(store, job_id)).args == text

@@ -43,7 +43,7 @@ S, B, A, R = State.SCHEDULED, State.BLOCKED, State.AVAILABLE, State.RUNNING
 class SerialKeys(Suite):
     """What every write promises of serial keys."""
 
-    async def line(self, store: AnyStore, count: int, **fields: Any) -> list[JobId]:  # noqa: ANN401
+    async def line(self, store: AnyStore, count: int, **fields: Any) -> list[JobId]:
         """Insert so many jobs of the key "s", one after another."""
         return [await self.add(store, serial_key="s", **fields) for _ in range(count)]
 

@@ -34,7 +34,7 @@ DELAYS = [
 class UniqueKeys(Suite):
     """What `insert` and an operator's retry promise of unique keys."""
 
-    async def try_add(self, store: AnyStore, **fields: Any) -> Inserted:  # noqa: ANN401
+    async def try_add(self, store: AnyStore, **fields: Any) -> Inserted:
         """Insert a job of the unique key "u"."""
         (answer,) = await store.insert([new_job(**{"unique_key": "u", **fields})])
         return answer
@@ -227,9 +227,7 @@ class UniqueKeys(Suite):
         assert [answer.created for answer in answers] == [True, False, False]
         assert (await self.read(store, answers[0].id)).args == "2"
 
-    async def test_replace_leaves_alone_what_has_started(
-        self, store: AnyStore, hand: Hand
-    ) -> None:
+    async def test_replace_leaves_alone_what_has_started(self, store: AnyStore, hand: Hand) -> None:
         """A run must not see its args change; nor its retry (C9)."""
         first = await self.try_add(store, args="1")
         taken = await hand.take()
@@ -240,9 +238,7 @@ class UniqueKeys(Suite):
         job = await self.read(store, first.id)
         assert (job.args, job.state) == ("1", State.SCHEDULED)
 
-    async def test_an_operators_retry_takes_the_key_anew(
-        self, store: AnyStore, hand: Hand
-    ) -> None:
+    async def test_an_operators_retry_takes_the_key_anew(self, store: AnyStore, hand: Hand) -> None:
         """While it runs again it holds the key as it did the first time (I10)."""
         first = await self.try_add(store)
         await hand.fail(await hand.take())
