@@ -125,12 +125,16 @@ class LogCapture(logging.Handler):
         """The root logger is as it was before `install`."""
         root = logging.getLogger()
         root.removeHandler(self)
+        heir = next((each for each in root.handlers if isinstance(each, LogCapture)), None)
         for handler in self._alone:
             handler.removeFilter(self._as_before)
-        self._alone.clear()
-        if self._before is not None and root.level == logging.INFO:
+            if heir is not None:
+                handler.addFilter(heir._as_before)  # noqa: SLF001 - another one of this class
+        if heir is not None and self._before is not None:
+            heir._before, heir._alone = self._before, self._alone  # noqa: SLF001 - as above
+        elif self._before is not None and root.level == logging.INFO:
             root.setLevel(self._before)
-        self._before = None
+        self._before, self._alone = None, []
 
     def emit(self, record: logging.LogRecord) -> None:
         """The record is kept if a run is going on here."""
@@ -139,6 +143,7 @@ class LogCapture(logging.Handler):
         logs = current_logs.get()
         if logs is not None and not hasattr(record, "piecework_kept"):
             logs.add(record)
+            record.piecework_kept = True  # another worker of this process has a capture, too
         last_resort = logging.lastResort
         if last_resort and not self._alone and record.levelno >= last_resort.level:
             root_handlers = logging.getLogger().handlers

@@ -291,6 +291,7 @@ def deep(levels: int) -> Any:
         (float("nan"), "NaN"),
         ([float("inf")], "NaN"),
         ({"a": -float("inf")}, "NaN"),
+        (deep(220), "too deep"),
         (deep(300), "too deep"),
         (deep(100_000), "too deep"),
         (object(), "object"),
@@ -423,6 +424,13 @@ def test_a_stored_text_that_does_not_fit_gives_one_line(shipping: Definition, te
         shipping.decode(text)
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 600
+
+
+def test_a_stored_number_without_json_does_not_fit(registry: Registry) -> None:
+    def handle(number: float | None) -> None: ...
+
+    with pytest.raises(Undecodable, match="finite"):
+        registry.add(handle).decode('{"number":NaN}')
 
 
 @pytest.mark.parametrize("text", ["null", "[]", '{"path":"a","x":1}', '{"width":1}'])

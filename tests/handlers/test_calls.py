@@ -204,6 +204,7 @@ def test_what_cannot_be_named_is_refused(shop: Any, durable: Registry) -> None:
         "shop.mail:Mailer",
         "shop.mail:Mailer.Inner",
         "shop.mail:Mailer.__init__",
+        "shop.mail:Wrapped.__init__",
         "shop.mail:Fast.send",
         "shop.mail:nothing",
         "shop.mail:",

@@ -149,14 +149,18 @@ def test_looking_for_one_handler_does_not_decide_what_another_injects(registry: 
     class Send:
         to: str
 
-    def send(args: Send, mailer: Mailer) -> None: ...
+    @dataclass
+    class Post:
+        host: str
+
+    def send(args: Send, post: Post) -> None: ...
 
     definition = registry.add(send)
     registry.add(top_level)
     assert registry.for_args(OrderJob("1")).kind == "top_level"
-    registry.services.register_value(Mailer, Mailer())
+    registry.services.register_value(Post, Post("x"))
     assert registry.for_args(Send("a")) is definition
-    assert definition.needs == (Mailer,)
+    assert definition.needs == (Post,)
 
 
 def test_a_broken_handler_does_not_hide_the_others(registry: Registry) -> None:

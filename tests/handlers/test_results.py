@@ -106,6 +106,7 @@ def deep(levels: int) -> Any:
         [Wider(pages=1, note=float("nan"))],
         "\ud800",
         circle(),
+        deep(220),
         deep(300),
         type,
         b"x" * 1_000_000,

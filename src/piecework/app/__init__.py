@@ -7,11 +7,10 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack, overload
 from uuid import UUID
 
 import svcs
-from typing_extensions import Unpack
 
 from piecework.app.sync import SyncApp
 from piecework.app.url import AnyStore, open_url

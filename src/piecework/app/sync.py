@@ -8,10 +8,8 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextvars import copy_context
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Unpack
 from uuid import UUID
-
-from typing_extensions import Unpack
 
 from piecework.client.handle import Handle
 from piecework.client.options import EnqueueOptions

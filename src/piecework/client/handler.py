@@ -13,18 +13,17 @@ from typing import (
     ParamSpec,
     TypeAlias,
     TypeVar,
+    Unpack,
     cast,
     overload,
 )
 from uuid import UUID
 
-from typing_extensions import Unpack
-
 from piecework.client.handle import Handle
 from piecework.client.options import EnqueueOptions, as_id
 from piecework.core.retry import Retry
 from piecework.handlers.definition import Definition, Registered
-from piecework.handlers.options import Isolate, Options, RetryFunction
+from piecework.handlers.options import Isolate, Key, Options, RetryFunction
 from piecework.handlers.run import Run
 
 if TYPE_CHECKING:
@@ -214,8 +213,8 @@ class HandlerDecorator:
         retry: Retry | RetryFunction = ...,
         timeout: float | timedelta | None = None,
         expires_in: float | timedelta | None = None,
-        unique_key: str | Callable[..., str | None] | None = None,
-        serial_key: str | Callable[..., str | None] | None = None,
+        unique_key: Key = None,
+        serial_key: Key = None,
         concurrency: int | None = None,
         isolate: Isolate | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -241,5 +240,4 @@ class HandlerDecorator:
         if isinstance(fn, type):
             fn.__piecework__ = Registered(definition, registry.services)  # type: ignore[attr-defined]
             return cast("Any", fn)
-        handler: Any = Handler(fn, self._client, definition)
-        return handler
+        return Handler[..., Any, ..., Any](fn, self._client, definition)

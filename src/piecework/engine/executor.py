@@ -121,6 +121,7 @@ class Executor:
             ):
                 raise  # not the run but the worker itself is being torn down
             outcome = judge(definition, run, error)
+        run.ended = True
         if container is not None:
             await self._close(container, context, run)
         return outcome

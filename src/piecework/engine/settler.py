@@ -152,6 +152,8 @@ class Settler:
             return None  # pruned, so it had ended before
         if job.fence == move.fence and job.state in FINAL:
             return None  # the reply of our own write was lost
+        if job.worker is None and move.changes.get("fence") == job.fence:
+            return None  # likewise: it is back in the queue, as we wanted
         if job.fence == move.fence and job.state is State.RUNNING and job.cancel_requested:
             return ending._replace(outcome=Stopped())  # a cancel wish came first
         self.refused += 1

@@ -16,7 +16,7 @@ from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -24,7 +24,7 @@ from piecework.core import lifecycle
 from piecework.core.job import Claimed, JobId, WorkerId
 from piecework.core.lifecycle import ErrorInfo, Failed, GivenBack, Outcome, Parked, Released
 from piecework.engine.chores import Chores
-from piecework.engine.executor import Executor, retry_delay
+from piecework.engine.executor import Executor, describe, retry_delay
 from piecework.engine.isolate import Children, NotLoadable, is_importable
 from piecework.engine.loop import FOREVER, Loop
 from piecework.engine.reports import Reports
@@ -104,6 +104,8 @@ class Active:
 
     def press(self) -> None:
         """Interrupt the run now: cancel its task, or kill its process. A thread sees check()."""
+        if self.run.ended:
+            return  # only its services are being closed: whoever returned first has completed
         if self.killed is not None:
             self.killed.set()
         elif not self.run.threaded:
@@ -143,6 +145,7 @@ class Worker:
         self._lonely = 0
         self._seconds_per_job = 1.0
         self._stopping = False
+        self._claim_under_way: asyncio.Future[list[Claimed]] | None = None
         self._tasks: list[asyncio.Task[Any]] = []
         self._slot_tasks: list[asyncio.Task[Any]] = []
         self._capture = LogCapture()
@@ -201,6 +204,9 @@ class Worker:
         for active in list(self._active.values()):
             active.stop("shutdown")
         await self._wait_for_runs(GRACE_SECONDS)
+        if self._claim_under_way is not None:
+            await asyncio.wait([self._claim_under_way], timeout=timeout + GRACE_SECONDS)
+            await asyncio.sleep(0)  # the claim loop gives back what came
         await self._flush()
         await self._end()
 
@@ -268,8 +274,11 @@ class Worker:
         """How many jobs the slots will eat in the next few milliseconds."""
         return min(MOST_AHEAD, int(self._slots * AHEAD_SECONDS / max(self._seconds_per_job, 1e-6)))
 
+    def _may_claim(self) -> bool:
+        return not (self._stopping or self._lonely)
+
     async def _claim(self) -> float:
-        if self._stopping or self._lonely:
+        if not self._may_claim():
             return FOREVER
         room = self._slots - self._busy - len(self._buffer)
         ahead = self._ahead()
@@ -290,9 +299,10 @@ class Worker:
         if ask.free + ask.ahead == 0:
             return FOREVER
         rounds = self.settler.rounds
-        claimed = await asyncio.shield(asyncio.ensure_future(self._store.claim(ask)))
-        if ask.worker != self.id or self._stopping:
-            self._undo(claimed)  # declared lost, or stopped, while the answer was under way
+        self._claim_under_way = asyncio.ensure_future(self._store.claim(ask))
+        claimed = await asyncio.shield(self._claim_under_way)
+        if ask.worker != self.id or not self._may_claim():
+            self._undo(claimed)  # lost, stopping or busy alone while the answer was under way
             return FOREVER
         self._accept(claimed)
         if claimed:
@@ -372,8 +382,13 @@ class Worker:
                 self.claiming.wake()
             self._busy += 1
             began = loop.time()
+            began_at = self._store.clock.now()
             try:
-                await self._run(job, task)
+                await self._run(job, task, began_at)
+            except Exception as error:  # noqa: BLE001 - see below
+                # No handler's fault; but a slot must not die of it, nor the job be forgotten.
+                _log.exception("job %s could not be run", job.id)
+                self.settler.add(Ending(job, Failed(describe(error), timedelta(0)), began_at))
             finally:
                 self._busy -= 1
                 self._forget(job)
@@ -386,7 +401,7 @@ class Worker:
                 since_yield = 0
                 await asyncio.sleep(0)
 
-    async def _run(self, job: Claimed, task: asyncio.Task[Any]) -> None:
+    async def _run(self, job: Claimed, task: asyncio.Task[Any], started_at: datetime) -> None:
         try:
             located = self._registry.locate(job.kind, job.args)
             if located is None:
@@ -398,7 +413,6 @@ class Worker:
         except Undecodable as error:
             self.settler.add(Ending(job, Parked(f"args cannot be read: {error}")))
             return
-        started_at = self._store.clock.now()
         deadline = None if job.timeout is None else started_at + timedelta(seconds=job.timeout)
         run = Run(job, self.reports, deadline=deadline, logs=self.reports.logs(job.id))
         active = self._active[job.id] = Active(run, definition, task)

@@ -18,7 +18,6 @@ __all__ = ["args_adapter", "count_nodes", "result_adapter"]
 # Inherited by dataclasses without a config of their own; pydantic models always have one.
 # Instances are looked into anew, for a dataclass takes any value for any field.
 _STRICT: Final = ConfigDict(
-    strict=True,
     extra="forbid",
     revalidate_instances="always",
     allow_inf_nan=False,

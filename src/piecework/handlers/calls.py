@@ -223,9 +223,7 @@ def _walk(module: str, qualname: str) -> Any:
     first, *steps = qualname.split(".")
     found = getattr(found, first, None)
     for step in steps:
-        if not isinstance(found, type) or step not in vars(found):
-            return None
-        found = getattr(found, step)
+        found = getattr(found, step, None) if isinstance(found, type) else None
     return found
 
 

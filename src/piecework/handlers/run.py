@@ -82,7 +82,7 @@ class Run:
 
     `stopping` is None, or why the run must stop: "cancel", "timeout", "shutdown" or "lost".
     At a shutdown it is set at once, while the run may go on until the worker's deadline; `halted`
-    is set when it may not go on any longer. `threaded` runs are sync code in a thread.
+    is set when it may not go on any longer, `ended` when the handler has. `threaded` runs are sync code in a thread.
     """
 
     __slots__ = (
@@ -90,6 +90,7 @@ class Run:
         "_claimed",
         "_log",
         "deadline",
+        "ended",
         "halted",
         "logs",
         "stopping",
@@ -110,6 +111,7 @@ class Run:
         self.deadline = deadline
         self.stopping: Cause | None = None
         self.halted = False
+        self.ended = False
         self.threaded = False
         self.logs = logs if logs is not None else RunLogs()
 

@@ -69,7 +69,27 @@ class Inserting(Suite):
         )
         assert await store.insert([new]) == [Inserted(new.id, created=True)]
         job, now = await self.read(store, new.id), clock.now()
-        for name in ["id", "kind", "args", "queue", "name", "priority", "max_attempts", "max_crashes", "timeout", "unique_key", "unique_scope", "serial_key", "metadata", "node", "parent", "schedule", "tick", "count", "result_ttl"]:
+        for name in [
+            "id",
+            "kind",
+            "args",
+            "queue",
+            "name",
+            "priority",
+            "max_attempts",
+            "max_crashes",
+            "timeout",
+            "unique_key",
+            "unique_scope",
+            "serial_key",
+            "metadata",
+            "node",
+            "parent",
+            "schedule",
+            "tick",
+            "count",
+            "result_ttl",
+        ]:
             assert getattr(job, name) == getattr(new, name), name
         assert job.state is State.SCHEDULED
         assert (job.enqueued_at, job.due_at) == (now, now + seconds(5))
