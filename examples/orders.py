@@ -57,23 +57,23 @@ class OrderJobHandler:
 
 async def main() -> None:
     async with app:
-        # The type of the job says which handler it is for. When enqueue returns, the order is on
-        # the disk: from here on it survives a crash of this program.
-        now = await app.enqueue(OrderJob("1001", "tea"))
-        later = await app.enqueue(OrderJob("1002", "coffee"), delay=0.5)
-        stale = await app.enqueue(OrderJob("1003", "ice"), delay=0.2, expires_in=0.21)
-        for handle in (now, later, stale):
+        # The type of the job says which handler it is for. Once enqueue returns, the order is on
+        # the disk, and no crash of this program loses it.
+        tea = await app.enqueue(OrderJob("1001", "tea"))
+        coffee = await app.enqueue(OrderJob("1002", "coffee"), delay=0.5)
+        ice = await app.enqueue(OrderJob("1003", "ice"), expires_in=0.1)
+        for handle in (tea, coffee, ice):
             job = await handle.get()
-            print(f"stored: {job.args['order_name']} is {job.state}, due {job.due_at:%H:%M:%S.%f}")
+            print(f"stored: {job.args['order_name']} is {job.state}")
 
-        await asyncio.sleep(0.3)  # nobody works yet, so the ice melts
+    # The app is closed here, as at the end of a program. What is stored waits in the file.
+    await asyncio.sleep(0.2)
 
-        # A worker inside this program. `piecework worker` starts one of its own.
-        async with app.worker(queues=["orders"], concurrency=10):
-            for handle in (now, later):
-                print(f"result: {await handle.result(timeout=10)}")
-
-        print(f"the ice has {(await stale.get()).state}")
+    # A worker inside this program; `piecework worker orders:app` starts one of its own.
+    async with app, app.worker(queues=["orders"], concurrency=10):
+        print(f"result: {await tea.result(timeout=10)}")
+        print(f"result: {await coffee.result(timeout=10)}")
+        print(f"too late: ice is {(await ice.get()).state}")
 
 
 if __name__ == "__main__":

@@ -220,9 +220,8 @@ class MemoryStore:
         if (order := row.order) is not None:
             row.order = None
             order.left()
-        if (watch := row.watch) is not None:
-            row.watch = watch.entry = None
-            self._expiring.left()
+        if row.watch is not None:
+            self._unwatch(row.watch)
 
     def _enter(self, row: Row) -> None:
         """The row is in the indexes of its state; `available` may turn into `blocked` here."""
@@ -250,8 +249,14 @@ class MemoryStore:
             row.order = order
             order.push((-row.priority, row.due_at, row.number, row))
         if row.expires_at is not None:
-            row.watch = watch = Watch(row)
-            self._expiring.push((0, row.expires_at, row.number, watch))
+            if row.watch is None:
+                row.watch = Watch(row)
+            self._expiring.push((0, row.expires_at, row.number, row.watch))
+
+    def _unwatch(self, watch: Watch) -> None:
+        if watch.entry is not None:
+            watch.entry = None
+            self._expiring.left()
 
     def _enter_final(self, row: Row) -> None:
         own = row.prune_at is not None
@@ -356,9 +361,8 @@ class MemoryStore:
         counts[_RUNNING] = counts.get(_RUNNING, 0) + 1
         row.state = _RUNNING
         row.order = None
-        if (watch := row.watch) is not None:
-            row.watch = watch.entry = None
-            self._expiring.left()
+        if row.watch is not None:
+            self._unwatch(row.watch)
         row.fence += 1
         row.attempt += 1
         row.worker = ask.worker

@@ -23,7 +23,8 @@ _MINUTE: Final = timedelta(minutes=1)
 
 def new_job(**fields: Any) -> NewJob:
     """Return a NewJob with a fresh id, of kind "work", with empty args."""
-    return NewJob(**{"id": new_id(), "kind": "work", "args": "{}", **fields})
+    given: dict[str, Any] = {"id": new_id(), "kind": "work", "args": "{}"}
+    return NewJob(**{**given, **fields})
 
 
 def job(state: State = State.AVAILABLE, **fields: Any) -> Job:

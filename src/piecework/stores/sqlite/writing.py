@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext
+from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -105,6 +106,7 @@ FIND_HOLDER: Final = f"""
     SELECT unique_scope = 'until' AND unique_until <= ?, {JOB_COLUMNS}
     FROM piecework_job WHERE kind = ? AND unique_held = ?"""
 FREE_UNIQUE: Final = "UPDATE piecework_job SET unique_held = NULL WHERE id = ?"
+GET_ARGS: Final = "SELECT args FROM piecework_job WHERE id = ?"
 KEY_IS_HELD: Final = "SELECT 1 FROM piecework_job WHERE serial_held = ?"
 ADD_METADATA: Final = "INSERT OR IGNORE INTO piecework_metadata (key, value, job_id) VALUES (?,?,?)"
 DROP_METADATA: Final = "DELETE FROM piecework_metadata WHERE job_id = ?"
@@ -112,25 +114,26 @@ DROP_METADATA: Final = "DELETE FROM piecework_metadata WHERE job_id = ?"
 
 def insert(tx: Tx, jobs: Sequence[NewJob], now: int) -> list[Inserted]:
     """As `Store.insert`: all jobs stand or none."""
-    plain = [
-        job
-        for job in jobs
-        if job.unique_key is None and job.serial_key is None and not job.metadata
-    ]
-    if len(plain) == len(jobs):
-        return _insert_plain(tx, jobs, now)
+    if not any(job.unique_key or job.serial_key or job.metadata for job in jobs):
+        answers = _insert_plain(tx, jobs, now)
+        if answers is not None:
+            return answers
     with savepoint(tx):
         return [_insert_one(tx, job, now) for job in jobs]
 
 
-def _insert_plain(tx: Tx, jobs: Sequence[NewJob], now: int) -> list[Inserted]:
+def _insert_plain(tx: Tx, jobs: Sequence[NewJob], now: int) -> list[Inserted] | None:
+    """Insert jobs that need no look at others; None, and nothing done, where one is known."""
     values = [_lean_values(job, now) for job in jobs]
     columns = _LEAN_COLUMNS
     # Most jobs have none of the other columns, and binding a NULL costs more than an integer.
     if any(map(_has_more, jobs)):
         columns = _FULL_COLUMNS
-        for job, row in zip(jobs, values, strict=True):
-            row.extend(_other_values(job, now, row[8]))
+        try:
+            for job, row in zip(jobs, values, strict=True):
+                row.extend(_other_values(job, now, row[8]))
+        except ValueError:
+            return None  # a known job may well be late by now: look at each
     with savepoint(tx) if len(jobs) > 1 else nullcontext():
         start = created = 0
         for size in chunks(len(values)):
@@ -140,11 +143,9 @@ def _insert_plain(tx: Tx, jobs: Sequence[NewJob], now: int) -> list[Inserted]:
             start += size
         if created == len(jobs):
             return [Inserted(job.id, created=True) for job in jobs]
-        if len(jobs) == 1:
-            return [_known(tx, jobs[0])]
-        # Some ids were there before, so nothing tells which row was new: begin again, singly.
-        tx.execute("ROLLBACK TO piecework_part")
-        return [_insert_one(tx, job, now) for job in jobs]
+        if len(jobs) > 1:
+            tx.execute("ROLLBACK TO piecework_part")
+    return None
 
 
 def _has_more(job: NewJob) -> bool:
@@ -159,11 +160,6 @@ def _has_more(job: NewJob) -> bool:
         or job.kind_expires is not None
         or job.result_ttl is not None
     )
-
-
-def _known(tx: Tx, job: NewJob) -> Inserted:
-    (args,) = tx.execute("SELECT args FROM piecework_job WHERE id = ?", (job.id.bytes,)).fetchone()
-    return Inserted(job.id, created=False, args_differ=args != job.args)
 
 
 def _lean_values(job: NewJob, now: int, state: State | None = None) -> list[Any]:
@@ -188,7 +184,9 @@ def _lean_values(job: NewJob, now: int, state: State | None = None) -> list[Any]
 def _other_values(job: NewJob, now: int, due: int, held: str | None = None) -> list[Any]:
     expires = None
     if job.expires is not None or job.kind_expires is not None:
-        expires = _expiry(job, now, due)
+        expires = _expiry(job, now)
+        if expires is not None and expires <= due:
+            raise ValueError("the expiry must be later than the start: give a later expires_at")
     return [
         job.name,
         job.timeout,
@@ -209,18 +207,16 @@ def _other_values(job: NewJob, now: int, due: int, held: str | None = None) -> l
     ]
 
 
-def _expiry(job: NewJob, now: int, due: int) -> int | None:
+def _expiry(job: NewJob, now: int) -> int | None:
     instant = from_micros(now)
     assert instant is not None
     expires = lifecycle.expiry(job, instant)
-    if expires is None:
-        return None
-    if micros(expires) <= due:
-        raise ValueError("the expiry must be later than the start: give a later expires_at")
-    return micros(expires)
+    return None if expires is None else micros(expires)
 
 
 def _insert_one(tx: Tx, job: NewJob, now: int) -> Inserted:
+    if known := tx.execute(GET_ARGS, (job.id.bytes,)).fetchone():
+        return Inserted(job.id, created=False, args_differ=known[0] != job.args)
     if job.unique_key is not None and (holder := _holder(tx, job.kind, job.unique_key, now)):
         return _duplicate(tx, job, holder, now)
     due = moment(job.due, now)
@@ -232,8 +228,7 @@ def _insert_one(tx: Tx, job: NewJob, now: int) -> Inserted:
         else:
             held = job.serial_key
     row = _lean_values(job, now, state) + _other_values(job, now, due, held)
-    if not tx.execute(_insert_sql(_FULL_COLUMNS, 1), row).rowcount:
-        return _known(tx, job)
+    tx.execute(_insert_sql(_FULL_COLUMNS, 1), row)
     _add_metadata(tx, job.id.bytes, job.metadata)
     return Inserted(job.id, created=True)
 
@@ -314,7 +309,9 @@ def apply(tx: Tx, transitions: Sequence[Transition], now: int) -> list[Refused]:
     keys = _held_keys(tx, transitions)
     refused: list[Refused] = []
     done: list[Transition] = []
-    for (states, unless_cancelled, target, columns, _), group in _by_shape(transitions).items():
+    for (states, unless_cancelled, target, columns, _), group in _by_shape(
+        transitions, now
+    ).items():
         sql_parts = _update_parts(states, target, columns, unless_cancelled=unless_cancelled)
         if len(group) > 1 and _set_based(tx, sql_parts, group, now):
             done += group
@@ -332,7 +329,7 @@ def apply(tx: Tx, transitions: Sequence[Transition], now: int) -> list[Refused]:
     return refused
 
 
-def _by_shape(transitions: Sequence[Transition]) -> dict[Any, list[Transition]]:
+def _by_shape(transitions: Sequence[Transition], now: int) -> dict[Any, list[Transition]]:
     """Group what one statement can do; several moves of one job stay apart, in their order."""
     seen: set[JobId] = set()
     shapes: dict[Any, list[Transition]] = defaultdict(list)
@@ -346,11 +343,13 @@ def _by_shape(transitions: Sequence[Transition]) -> dict[Any, list[Transition]]:
             or (state is State.AVAILABLE and State.RUNNING not in transition.states)
         )
         seen.add(transition.id)
+        due = changes.get("due_at")
+        if alone and isinstance(due, datetime) and micros(due) > now:
+            state = State.SCHEDULED  # by the store's clock it is not due yet
         place = index if alone else -1
-        columns = tuple((name, value is None) for name, value in changes.items() if name != "state")
-        shapes[transition.states, transition.unless_cancelled, state, columns, place].append(
-            transition
-        )
+        columns = tuple((name, v is None) for name, v in changes.items() if name != "state")
+        shape = (transition.states, transition.unless_cancelled, state, columns, place)
+        shapes[shape].append(transition)
     return shapes
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from piecework.core.lifecycle import Outcome, Transition
     from piecework.ports import Beaten, Refused, Staged
 
-__all__ = ["OOPS", "AnyStore", "Hand", "StoreFixtures", "Suite", "seconds"]
+__all__ = ["OOPS", "AnyStore", "Hand", "StoreFixtures", "Suite", "seconds", "title"]
 
 OOPS = ErrorInfo("ValueError", "oops", "Traceback: oops")
 
@@ -34,6 +34,17 @@ class AnyStore(Store, Reader, Protocol):
 def seconds(count: float) -> timedelta:
     """Return a duration of so many seconds."""
     return timedelta(seconds=count)
+
+
+def title(value: object) -> str:
+    """Return what a parametrised test calls an outcome, or another value."""
+    match value:
+        case Failed(retry_in=None):
+            return "FailedForGood"
+        case State() | str() | int():
+            return str(value)
+        case _:
+            return type(value).__name__
 
 
 class Hand:

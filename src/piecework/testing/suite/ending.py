@@ -22,17 +22,18 @@ from piecework.core.lifecycle import (
 )
 from piecework.ports import Filter
 from piecework.testing.factories import claimed
-from piecework.testing.suite.base import OOPS, Suite, seconds
+from piecework.testing.suite.base import OOPS, Suite, seconds, title
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from piecework.core.lifecycle import Outcome
     from piecework.testing.clock import FakeClock
     from piecework.testing.suite.base import AnyStore, Hand
 
 __all__ = ["Ending"]
 
-OUTCOMES = [
+OUTCOMES: list[Outcome] = [
     Completed("1"),
     Failed(OOPS, None),
     Failed(OOPS, seconds(60)),
@@ -44,17 +45,13 @@ OUTCOMES = [
     GivenBack(),
 ]
 BACK = [
-    (Failed(OOPS, seconds(60)), State.SCHEDULED, 60),
-    (Crashed("killed", seconds(60)), State.SCHEDULED, 60),
-    (Snoozed(seconds(60)), State.SCHEDULED, 60),
-    (Parked("unknown"), State.SCHEDULED, 60),
-    (Released(), State.AVAILABLE, 0),
-    (GivenBack(), State.AVAILABLE, 0),
+    (Failed(OOPS, seconds(60)), State.SCHEDULED),
+    (Crashed("killed", seconds(60)), State.SCHEDULED),
+    (Snoozed(seconds(60)), State.SCHEDULED),
+    (Parked("unknown"), State.SCHEDULED),
+    (Released(), State.AVAILABLE),
+    (GivenBack(), State.AVAILABLE),
 ]
-
-
-def _name(value: object) -> str:
-    return type(value).__name__ if not isinstance(value, (State, int)) else str(value)
 
 
 def _line(text: str, second: int = 0) -> LogLine:
@@ -89,7 +86,7 @@ class Ending(Suite):
         assert (job.state, job.finished_at) == (State.FAILED, clock.now())
         assert decode_error(job.error) == OOPS
 
-    @pytest.mark.parametrize(("outcome", "state", "wait"), BACK, ids=_name)
+    @pytest.mark.parametrize(("outcome", "state"), BACK, ids=title)
     async def test_what_goes_back_waits_from_the_stores_now(
         self,
         store: AnyStore,
@@ -97,7 +94,6 @@ class Ending(Suite):
         clock: FakeClock,
         outcome: Any,
         state: State,
-        wait: int,
     ) -> None:
         """Durations count from the commit, not from the start of the run (C5)."""
         job_id = await self.add(store)
@@ -108,9 +104,9 @@ class Ending(Suite):
         assert job.state is state
         assert (job.worker, job.ran_on, job.finished_at) == (None, None, None)
         assert job.fence > taken.fence
-        if wait:
-            assert job.due_at == clock.now() + seconds(wait)
-        await clock.advance(wait)
+        wait = 60 if state is State.SCHEDULED else -1_000
+        assert job.due_at == clock.now() + seconds(wait)
+        await clock.advance(max(0, wait))
         await self.stage(store)
         again = await hand.take()
         assert again.fence > job.fence
@@ -119,7 +115,7 @@ class Ending(Suite):
         self, store: AnyStore, hand: Hand, clock: FakeClock
     ) -> None:
         """Attempts count once for each start that counts (I7, C5)."""
-        await self.add(store, max_attempts=3)
+        job_id = await self.add(store, max_attempts=3)
         for outcome, attempt in (
             (Snoozed(seconds(1)), 1),
             (Released(), 1),
@@ -134,7 +130,7 @@ class Ending(Suite):
             assert taken.attempt == attempt, outcome
             assert await hand.settle(taken, outcome) == []
             await clock.advance(60)
-        job = await self.read(store, taken.id)
+        job = await self.read(store, job_id)
         assert (job.state, job.attempt, job.crashes) == (State.FAILED, 3, 1)
         assert await hand.claim() == []
 
@@ -201,7 +197,7 @@ class Ending(Suite):
 
     # ── the guard ────────────────────────────────────────────────────────────────────────
 
-    @pytest.mark.parametrize("outcome", OUTCOMES, ids=_name)
+    @pytest.mark.parametrize("outcome", OUTCOMES, ids=title)
     async def test_a_stale_fence_cannot_settle(
         self, store: AnyStore, hand: Hand, other: Hand, outcome: Any
     ) -> None:
@@ -216,9 +212,9 @@ class Ending(Suite):
         assert await self.read(store, job_id) == before
         assert await self.log_texts(store, job_id) == []
 
-    @pytest.mark.parametrize("outcome", OUTCOMES, ids=_name)
+    @pytest.mark.parametrize("outcome", OUTCOMES, ids=title)
     @pytest.mark.parametrize(
-        "first", [Completed('"first"'), Failed(OOPS, None), Stopped()], ids=_name
+        "first", [Completed('"first"'), Failed(OOPS, None), Stopped()], ids=title
     )
     async def test_a_final_state_absorbs(
         self, store: AnyStore, hand: Hand, first: Any, outcome: Any

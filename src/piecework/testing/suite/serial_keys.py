@@ -20,7 +20,7 @@ from piecework.core.lifecycle import (
     Stopped,
 )
 from piecework.testing.factories import new_job
-from piecework.testing.suite.base import OOPS, Suite, seconds
+from piecework.testing.suite.base import OOPS, Suite, seconds, title
 
 if TYPE_CHECKING:
     from piecework.testing.clock import FakeClock
@@ -115,7 +115,7 @@ class SerialKeys(Suite):
         assert await self.states(store, [head, urgent]) == [A, B]
         assert (await hand.take()).id == head
 
-    @pytest.mark.parametrize("outcome", ENDINGS, ids=lambda one: type(one).__name__)
+    @pytest.mark.parametrize("outcome", ENDINGS, ids=title)
     async def test_an_end_promotes_the_next_in_the_same_apply(
         self, store: AnyStore, hand: Hand, outcome: Any
     ) -> None:
@@ -124,9 +124,7 @@ class SerialKeys(Suite):
         assert await hand.settle(await hand.take(), outcome) == []
         assert await self.states(store, ids[1:]) == [A, B]
 
-    @pytest.mark.parametrize(
-        ("outcome", "state"), HOLDING, ids=lambda one: getattr(one, "value", type(one).__name__)
-    )
+    @pytest.mark.parametrize(("outcome", "state"), HOLDING, ids=title)
     async def test_the_head_holds_the_line_while_it_waits_to_run_again(
         self, store: AnyStore, hand: Hand, clock: FakeClock, outcome: Any, state: State
     ) -> None:

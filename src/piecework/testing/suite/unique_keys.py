@@ -13,7 +13,7 @@ from piecework.core.job import JobId, State
 from piecework.core.lifecycle import Completed, Crashed, Failed, Parked, Released, Snoozed, Stopped
 from piecework.ports import Filter, Inserted
 from piecework.testing.factories import new_job
-from piecework.testing.suite.base import OOPS, Suite, seconds
+from piecework.testing.suite.base import OOPS, Suite, seconds, title
 
 if TYPE_CHECKING:
     from piecework.testing.clock import FakeClock
@@ -72,7 +72,7 @@ class UniqueKeys(Suite):
         assert len({answer.id for answer in answers}) == 1
         assert await store.count() == {("default", State.AVAILABLE): 1}
 
-    @pytest.mark.parametrize("outcome", ENDINGS, ids=lambda one: type(one).__name__)
+    @pytest.mark.parametrize("outcome", ENDINGS, ids=title)
     async def test_an_end_frees_the_live_scope(
         self, store: AnyStore, hand: Hand, outcome: Any
     ) -> None:
@@ -93,7 +93,7 @@ class UniqueKeys(Suite):
         assert (await self.stage(store)).expired == 1
         assert (await self.try_add(store)).created
 
-    @pytest.mark.parametrize("outcome", DELAYS, ids=lambda one: type(one).__name__)
+    @pytest.mark.parametrize("outcome", DELAYS, ids=title)
     async def test_a_job_that_will_run_again_keeps_its_key(
         self, store: AnyStore, hand: Hand, outcome: Any
     ) -> None:
@@ -193,7 +193,7 @@ class UniqueKeys(Suite):
     async def test_replace_changes_what_has_not_started(
         self, store: AnyStore, clock: FakeClock
     ) -> None:
-        """Args, metadata, priority, due time and expiry are the new ones; the job is the old one."""
+        """Args, metadata, priority, due time and expiry are the new ones; the job stays."""
         first = await self.try_add(store, args="1", metadata={"a": "1"}, name="first")
         later = await self.try_add(
             store,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from piecework.core.job import JobId
+    from piecework.core.lifecycle import Outcome
     from piecework.testing.clock import FakeClock
     from piecework.testing.suite.base import AnyStore
 
@@ -69,7 +70,7 @@ class Upkeep(Suite):
         """A backlog is moved in portions, until nothing is left (F45)."""
         await self.add_many(store, 25, due=seconds(10))
         await clock.advance(10)
-        moved = []
+        moved: list[int] = []
         while (staged := await store.stage(limit=10)).due:
             moved.append(staged.due)
             if sum(moved) < 25:
@@ -370,13 +371,13 @@ class Upkeep(Suite):
         expired = await self.add(store, due=seconds(1), expires=seconds(2))
         await clock.advance(2)
         taken = {one.id: one for one in await hand.claim()}
-        endings = (Completed("1"), Failed(OOPS, None), Stopped())
+        endings: tuple[Outcome, ...] = (Completed("1"), Failed(OOPS, None), Stopped())
         for job_id, ending in zip(ids, endings, strict=True):
             assert await hand.settle(taken[job_id], ending) == []
         await self.stage(store)
-        states = (State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPIRED)
-        kept = dict(zip(states, [*ids, expired], strict=True))
-        assert await self.states(store, [*kept.values()]) == [*states]
+        states = [State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPIRED]
+        kept: dict[State, JobId] = dict(zip(states, [*ids, expired], strict=True))
+        assert await self.states(store, [*kept.values()]) == states
         return kept
 
     async def test_retention_removes_exactly_the_old_ones(
