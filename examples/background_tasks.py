@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ParamSpec, TypeVar
 
-from piecework import Piecework, Retry, Run
+from piecework import Handle, Piecework, Retry, Run
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--db", default="background_tasks.db", metavar="FILE", help="keeps the jobs")
@@ -32,17 +32,16 @@ class Priority(IntEnum):
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Handler = Callable[P, Coroutine[Any, Any, R]]
 
 
-def announced(handler: Handler[P, R]) -> Handler[P, R]:
+def announced(work: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
     """Before and after each run: an ordinary decorator, below @app.handler."""
 
-    @functools.wraps(handler)
+    @functools.wraps(work)
     async def around(*args: P.args, **kwargs: P.kwargs) -> R:
         print("  before")
         try:
-            return await handler(*args, **kwargs)
+            return await work(*args, **kwargs)
         finally:
             print("  after")
 
@@ -74,42 +73,46 @@ class SmsJob:
         print(f"Send sms message: {args.message} (attempt {run.attempt})")
 
 
-async def enqueue_tasks() -> None:
+async def enqueue_tasks() -> list[Handle[Any]]:
     # One-time tasks by name, with a group, a description and an id of our own.
     console_job = app.kind("ConsoleJob").using(
         metadata={"group": "Test", "description": "Test-Console"}, max_attempts=10
     )
-    for name, priority in (("Low", Priority.LOW), ("High", Priority.HIGH)):
-        await console_job.using(name=name, priority=priority, id=uuid.uuid4()).enqueue(
-            {"text": f"priority {priority:d}"}
-        )
-    await console_job.using(name="Once", delay=options.delay).enqueue(
-        {"text": f"{options.delay:g} s later"}
-    )
+    low = console_job.using(name="Low", priority=Priority.LOW, id=uuid.uuid4())
+    high = console_job.using(name="High", priority=Priority.HIGH)
+    once = console_job.using(name="Once", delay=options.delay)
+    handles = [
+        await low.enqueue({"text": "runs last of what is due"}),
+        await high.enqueue({"text": "runs first"}),
+        await once.enqueue({"text": f"runs after {options.delay:g} s"}),
+    ]
 
-    # The same with args of a type of their own.
+    # A task with args of a type of their own.
     sms = SmsJobArgs("13800138000", "Message from a background task")
-    await app.enqueue(sms, priority=Priority.HIGH, delay=options.delay)
+    handles.append(await app.enqueue(sms, priority=Priority.HIGH, delay=options.delay))
 
-    # A lock. With a unique key the second enqueue finds the first one's job; with a serial key
+    # A lock. With a unique key the second enqueue gets the first one's job; with a serial key
     # both run, one after the other.
-    first = await console_job.using(name="Unique", unique_key="lock").enqueue({"text": "one"})
-    again = await console_job.using(name="Unique", unique_key="lock").enqueue({"text": "one"})
-    print(f"the same job again: {first.id == again.id}, created: {again.created}")
-    for number in (1, 2):
-        await console_job.using(name=f"Serial {number}", serial_key="lock").enqueue(
-            {"text": "one at a time"}
-        )
+    unique = console_job.using(name="Unique", unique_key="lock")
+    first, again = await unique.enqueue({"text": "one"}), await unique.enqueue({"text": "one"})
+    print(f"again: created {again.created}, the same job {again.id == first.id}")
+    serial = console_job.using(serial_key="lock")
+    handles += [
+        first,
+        await serial.using(name="Serial 1").enqueue({"text": "one"}),
+        await serial.using(name="Serial 2").enqueue({"text": "at a time"}),
+    ]
+    return handles
 
 
 async def main() -> None:
     async with app:
-        await enqueue_tasks()
+        handles = await enqueue_tasks()
         async with app.worker(concurrency=1):
-            while live := sum(n for (_, state), n in (await app.count()).items() if state in LIVE):
-                await asyncio.sleep(0.05)
-        group = await app.find(metadata={"group": "Test"}, limit=6)
-        print(f"in group Test: {', '.join(f'{job.name} {job.state}' for job in reversed(group))}")
+            await asyncio.gather(*(handle.result(timeout=30) for handle in handles))
+        tasks = await app.find(ids=handles, metadata={"group": "Test"})
+        names = sorted(f"{task.name} {task.state}" for task in tasks)
+        print(f"in group Test: {', '.join(names)}")
 
 
 if __name__ == "__main__":

@@ -64,9 +64,9 @@ async def see_what_a_failure_leaves() -> None:
 
 async def cancel_it() -> None:
     handle = await app.enqueue(ExampleCommand([1] * 10_000))
-    while await handle.progress() is None:
-        await asyncio.sleep(0.05)
-    await handle.cancel(reason="it takes too long")
+    async for event in handle.watch():
+        if event.progress:
+            await handle.cancel(reason="it takes too long")
     try:
         await handle.result(timeout=10)
     except JobCancelled as cancelled:

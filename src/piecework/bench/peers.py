@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from piecework.bench.rounds import Stopwatch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 __all__ = ["has_huey", "huey_drain", "huey_enqueue"]
@@ -58,8 +60,20 @@ def huey_drain(file: Path, count: int) -> float:
         for number in range(count):
             echo(number)
         consumer = huey.create_consumer(workers=1, periodic=False)
-        with Stopwatch() as watch:
-            consumer.start()
-            done.wait()
-        consumer.stop(graceful=True)
+        with _signals_kept():
+            with Stopwatch() as watch:
+                consumer.start()
+                done.wait()
+            consumer.stop(graceful=True)
     return watch.rate(count)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Huey's consumer takes the process's signals; afterwards they are as before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

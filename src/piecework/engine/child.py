@@ -102,6 +102,7 @@ class _Loader:
 
     def load(self, order: dict[str, Any]) -> tuple[Definition, svcs.Registry]:
         """Return the handler of an order, and the services of its app."""
+        sys.argv = order["argv"]
         for entry in reversed(order["path"]):
             if entry not in sys.path:
                 sys.path.insert(0, entry)
@@ -120,8 +121,9 @@ class _Loader:
             spec = importlib.util.spec_from_file_location(MAIN_NAME, file)
             if spec is None or spec.loader is None:
                 raise ImportError(f"{file} cannot be imported")
-            self._main = sys.modules[MAIN_NAME] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(self._main)
+            module = sys.modules[MAIN_NAME] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            self._main = module  # only now: who fails half-way is tried again, and says why
         return self._main
 
 

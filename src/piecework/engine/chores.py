@@ -21,6 +21,7 @@ from piecework.core.errors import StoreUnavailable
 from piecework.core.retry import Retry
 from piecework.engine.loop import FOREVER, Loop, backoff
 from piecework.ports import Beat, Fate
+from piecework.system import SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -284,7 +285,7 @@ class _Pulse:
 
     def _watch_gap(self) -> None:
         """A process that slept, or was stopped, may not judge others by their age at once."""
-        now = (time.monotonic(), self._store.clock.now())
+        now = (time.monotonic(), SystemClock().now())
         if self._last is not None:
             ticked, elapsed = now[0] - self._last[0], (now[1] - self._last[1]).total_seconds()
             if max(ticked, elapsed) > 2 * self._every + 1:

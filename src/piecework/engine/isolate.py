@@ -154,6 +154,7 @@ class Children:
         place = definition.import_path()
         return {
             "path": [entry or str(Path.cwd()) for entry in sys.path],
+            "argv": sys.argv,
             "module": place.module,
             "file": place.file,
             "qualname": place.qualname,

@@ -410,7 +410,8 @@ class MemoryStore:
             holder = self._unique_holder(key, now)
             if holder is not None and holder is not row:
                 return (holder,)
-            self._uniques[key] = row
+            if row.unique_until is None or row.unique_until > now:
+                self._uniques[key] = row
         self._move(row, move, now, freed)
         return None
 
