@@ -30,6 +30,11 @@ class Bench:
         """Return the URL of a new, empty store."""
         return "memory://" if self.place is None else url_of(self.place.fresh(part))
 
+    @staticmethod
+    def url(file: Path) -> str:
+        """Return the store URL of a file."""
+        return url_of(file)
+
     def file(self, part: str = "-bare") -> Path:
         """Return the path of a new, empty SQLite file for a yardstick."""
         assert self.place is not None

@@ -10,7 +10,6 @@ from piecework.core.job import State
 
 if TYPE_CHECKING:
     from piecework.app.url import AnyStore
-    from piecework.client.handler import Prepared
 
 __all__ = ["CONCURRENCY", "QUEUE", "Jobs", "WentWrong"]
 
@@ -39,7 +38,7 @@ class Jobs:
             self.ran += 1
             return number
 
-        @app.handler(kind="bench.keyed", queue=QUEUE, serial_key="{number}")
+        @app.handler(kind="bench.keyed", queue=QUEUE, serial_key=str)
         async def keyed(number: int) -> int:
             self.ran += 1
             return number
@@ -51,20 +50,13 @@ class Jobs:
 
         self.nothing, self.echo, self.keyed, self.late = nothing, echo, keyed, late
 
-    async def enqueue_echoes(self, count: int) -> None:
-        """So many jobs that return a result are stored."""
-        for start in range(0, count, 10_000):
-            end = min(count, start + 10_000)
-            await self.app.enqueue_many([self.echo.prepare(n) for n in range(start, end)])
-
     async def drain(self, expected: int) -> None:
         """Everything has run, and so many are completed. WentWrong if not."""
         await self.app.run_until_idle(concurrency=CONCURRENCY)
+        await self.expect(expected)
+
+    async def expect(self, completed: int) -> None:
+        """So many are completed. WentWrong if not."""
         counts = await self.app.count()
-        if counts.get((QUEUE, State.COMPLETED)) != expected:
-            raise WentWrong(f"of {expected:,} jobs these came out: {counts}")
-
-
-def echoes(jobs: Jobs, count: int) -> list[Prepared[int]]:
-    """Return so many jobs, checked and not yet stored."""
-    return [jobs.echo.prepare(number) for number in range(count)]
+        if counts.get((QUEUE, State.COMPLETED)) != completed:
+            raise WentWrong(f"{completed:,} jobs should be completed, but there are {counts}")

@@ -160,6 +160,7 @@ class MemoryStore:
             move = lifecycle.replace(row.job(), new, now=now)
             if move is not None:
                 self._move(row, move, now, freed)
+                self._promote(freed)
         return Inserted(stands, created=False, args_differ=row.args != new.args)
 
     def _add(self, new: NewJob, now: datetime) -> None:

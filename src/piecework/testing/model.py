@@ -63,19 +63,21 @@ class Model:
 
     def enter(self, job: Job) -> None:
         """The job is stored; a move to available takes its turn, or waits for it."""
-        key = job.serial_key
-        if key is not None:
-            mine = self.turns.get(key) == job.id
-            leaves = job.state in FINAL or (job.state is State.SCHEDULED and job.worker is None)
-            if job.state is State.AVAILABLE and not mine:
-                job = replace(job, state=State.BLOCKED)
-            elif mine and leaves and not self._retries(job):
+        key, before = job.serial_key, self.jobs.get(job.id)
+        if key is not None and self.turns.get(key) == job.id:
+            retries = before is not None and before.state is State.RUNNING
+            if job.state in FINAL or (job.state is State.SCHEDULED and not retries):
                 del self.turns[key]
+        elif key is not None and job.state is State.AVAILABLE:
+            if key in self.turns or self._queued(key):
+                job = replace(job, state=State.BLOCKED)
+            else:
+                self.turns[key] = job.id
         self.jobs[job.id] = job
 
-    def _retries(self, job: Job) -> bool:
-        """Whether it goes from running to scheduled, which keeps the turn."""
-        return job.state is State.SCHEDULED and self.jobs[job.id].state is State.RUNNING
+    def _queued(self, key: str) -> bool:
+        jobs = self.jobs.values()
+        return any(job.state is State.BLOCKED and job.serial_key == key for job in jobs)
 
     def promote(self) -> None:
         """Each idle key goes to its next blocked job."""
@@ -168,7 +170,7 @@ class Model:
             if job.state in WAITING and job.expires_at is not None and job.expires_at <= now:
                 self.enter(replace(job, state=State.EXPIRED, finished_at=now))
         self.promote()
-        for job in list(self.jobs.values()):
+        for job in sorted(self.jobs.values(), key=_order):
             if job.state is State.SCHEDULED and job.due_at <= now:
                 self.enter(replace(job, state=State.AVAILABLE))
         self.promote()

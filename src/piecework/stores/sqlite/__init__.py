@@ -200,7 +200,7 @@ class SqliteStore:
     async def insert(self, jobs: Sequence[NewJob]) -> list[Inserted]:
         """As `Store.insert`."""
         work = Insertion(jobs, lambda tx: writing.insert(tx, jobs, self._now()))
-        answers: list[Inserted] = await self._lanes().writer.submit(work)
+        answers: list[Inserted] = await self._lanes().writer.submit_here(work)
         self._hub.tell(_WORK if all(job.due is NOW for job in jobs) else _WORK_AND_DUE)
         return answers
 

@@ -67,7 +67,9 @@ def open_writer(settings: Settings) -> Connection:
         _use_wal(connection.raw, settings)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA journal_size_limit = 67108864")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")  # the writer's thread sees to it
         migrate(connection, settings)
+        connection.execute("PRAGMA busy_timeout = 0")  # the writer waits where it may
     except BaseException:
         connection.raw.close()
         raise
