@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any, Final, Protocol
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from piecework.ports import Reader, Store
 from piecework.stores.memory import MemoryStore
@@ -40,11 +40,11 @@ def open_url(url: str, namespace: str) -> AnyStore:
 def _sqlite(url: str, rest: str, namespace: str) -> SqliteStore:
     if not rest.startswith("///"):
         raise ValueError(f"{url!r}: write sqlite:///file, or sqlite:////absolute/file")
-    parts = urlsplit(rest[2:])
-    path = unquote(parts.path[1:])
+    name, _, query = rest[3:].partition("?")
+    path = unquote(name)
     if path in ("", ":memory:"):
         raise ValueError(f'{url!r} names no file: use "memory://" for jobs that need none')
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    options = dict(parse_qsl(query, keep_blank_values=True))
     given: dict[str, Any] = {}
     if "busy" in options:
         given["busy_seconds"] = _seconds(url, options.pop("busy"))

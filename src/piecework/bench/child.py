@@ -1,9 +1,9 @@
 """A worker in a process of its own: started, asked how it is doing, stopped.
 
-    parent ──► python -m piecework.bench.child URL [--count]
-    parent ◄── "ready"
-    parent ──► "report"      parent ◄── one line of JSON
-    parent ──► end of input: the worker drains and the process ends
+parent ──► python -m piecework.bench.child URL [--count]
+parent ◄── "ready"
+parent ──► "report"      parent ◄── one line of JSON
+parent ──► end of input: the worker drains and the process ends
 """
 
 from __future__ import annotations

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, closing
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 from piecework.bench import bare, peers
 from piecework.bench.child import Child
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from piecework.bench.bench import Bench
 
-__all__ = ["drain", "keyed", "limited", "memory", "plain", "stored", "together"]
+__all__ = ["drain", "echoes", "keyed", "limited", "memory", "plain", "stored", "together"]
 
 Filling: TypeAlias = Callable[[Jobs, int], Awaitable[None]]
 
@@ -158,7 +157,7 @@ class _Watch:
         self.most = 0
         self.looks = 0
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -275,7 +274,7 @@ def _drain_by_processes(bench: Bench, processes: int, count: int) -> float:
             with closing(sqlite3.connect(file)) as connection, Stopwatch() as watch:
                 await jobs.app.queues.resume(QUEUE)
                 while connection.execute(_UNFINISHED).fetchone():
-                    time.sleep(0.002)
+                    await asyncio.sleep(0.002)  # noqa: ASYNC110 - other processes do it
             await jobs.expect(count)
         return watch.rate(count)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from piecework.bench.rounds import Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
     from pathlib import Path
 
 __all__ = ["has_huey", "huey_drain", "huey_enqueue"]
@@ -23,7 +23,9 @@ def has_huey() -> bool:
 
 
 def _make(file: Path) -> Any:
-    from huey import SqliteHuey  # noqa: PLC0415 - a peer that may be missing
+    from huey import (  # noqa: PLC0415 - a peer that may be missing
+        SqliteHuey,  # pyright: ignore[reportMissingTypeStubs]
+    )
 
     return SqliteHuey("bench", filename=str(file), results=False)
 
@@ -69,7 +71,7 @@ def huey_drain(file: Path, count: int) -> float:
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
+def _signals_kept() -> Generator[None]:
     """Huey's consumer takes the process's signals; afterwards they are as before."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

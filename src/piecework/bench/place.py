@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import quote
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Place:
         if not path.parent.is_dir():
             raise ForeignFile(f"the folder {path.parent} does not exist: make it first")
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> Self:
         """What an interrupted run left here is gone."""
         self.clear()
         return self

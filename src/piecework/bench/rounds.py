@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from statistics import median, quantiles
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ def p50_p99(seconds: Sequence[float]) -> tuple[float, float]:
 class Stopwatch:
     """`with Stopwatch() as watch: ...`, then `watch.seconds`."""
 
-    def __enter__(self) -> Stopwatch:
+    def __enter__(self) -> Self:
         """Start."""
         self.seconds = 0.0
         self._began = perf_counter()

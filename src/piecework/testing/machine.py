@@ -59,6 +59,8 @@ OUTCOMES: st.SearchStrategy[Outcome] = st.one_of(
     st.builds(Crashed, st.just("killed"), DELAYS),
     st.builds(Snoozed, DELAYS),
 )
+ENDS = st.lists(st.tuples(ANY, OUTCOMES), max_size=2)
+DECISIONS = st.sampled_from(["cancel", "retry", "reschedule"])
 
 
 @st.composite
@@ -302,22 +304,27 @@ class StoreMachine(RuleBasedStateMachine):
         jobs = [*self.model.jobs.values()]
         self.looks.append(jobs[pick % len(jobs)])
 
-    @precondition(lambda self: self.model.jobs)
-    @rule(
-        pick=ANY, fresh=st.booleans(), what=st.sampled_from(["cancel", "retry", "move"]), due=DELAYS
-    )
-    def operate(self, pick: int, what: str, due: timedelta, *, fresh: bool) -> None:
-        """Cancel, retry or reschedule, on a fresh look or an old one (I5, I13)."""
-        looks = [*self.model.jobs.values()] if fresh or not self.looks else self.looks
+    def decide(self, pick: int, what: str, due: timedelta) -> Transition | None:
+        """Return what an operator decides on a fresh look, or an old one."""
+        looks = [*self.model.jobs.values(), *self.looks]
         job, now = looks[pick % len(looks)], self.clock.now()
-        if what == "cancel":
-            move = lifecycle.cancel(job, "operator")
-        elif what == "retry":
-            move = lifecycle.retry(job)
-        else:
-            move = lifecycle.reschedule(job, due, now=now)
-        if move is not None:
-            self.apply([move])
+        match what:
+            case "cancel":
+                return lifecycle.cancel(job, "operator")
+            case "retry":
+                return lifecycle.retry(job)
+            case _:
+                return lifecycle.reschedule(job, due, now=now)
+
+    @precondition(lambda self: self.model.jobs)
+    @rule(picks=st.lists(st.tuples(ANY, DECISIONS, DELAYS), min_size=1, max_size=3), more=ENDS)
+    def operate(
+        self, picks: list[tuple[int, str, timedelta]], more: list[tuple[int, Outcome]]
+    ) -> None:
+        """Cancel, retry, reschedule, in one batch with how some runs end (I5, I8, I13)."""
+        moves = [self.move_of(pick, outcome) for pick, outcome in more if self.claims]
+        moves += [move for pick in picks if (move := self.decide(*pick)) is not None]
+        self.apply(moves)
 
     @precondition(lambda self: self.model.jobs)
     @rule(retention=st.sampled_from([0.0, 5.0, 40.0]))

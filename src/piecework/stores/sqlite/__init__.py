@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from piecework.core.job import NOW
 from piecework.ports import Finding, Hint
 from piecework.stores._hints import Hub
-from piecework.stores.sqlite import reading, upkeep, writing
+from piecework.stores.sqlite import reading, upkeep
+from piecework.stores.sqlite.applying import apply
 from piecework.stores.sqlite.bound import bind
 from piecework.stores.sqlite.claiming import claim
 from piecework.stores.sqlite.connect import Settings, open_reader, translate
+from piecework.stores.sqlite.inserting import insert
 from piecework.stores.sqlite.rows import micros
 from piecework.stores.sqlite.writer import Insertion, Work, Writer
 from piecework.system import SystemClock
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
         Staged,
     )
     from piecework.stores.sqlite.connect import Connection
-    from piecework.stores.sqlite.writing import Tx
+    from piecework.stores.sqlite.tx import Tx
 
 __all__ = ["SqliteStore"]
 
@@ -199,7 +201,7 @@ class SqliteStore:
 
     async def insert(self, jobs: Sequence[NewJob]) -> list[Inserted]:
         """As `Store.insert`."""
-        work = Insertion(jobs, lambda tx: writing.insert(tx, jobs, self._now()))
+        work = Insertion(jobs, lambda tx: insert(tx, jobs, self._now()))
         answers: list[Inserted] = await self._lanes().writer.submit_here(work)
         self._hub.tell(_WORK if all(job.due is NOW for job in jobs) else _WORK_AND_DUE)
         return answers
@@ -210,7 +212,7 @@ class SqliteStore:
 
     async def apply(self, transitions: Sequence[Transition]) -> list[Refused]:
         """As `Store.apply`."""
-        refused = await self._write(lambda tx, now: writing.apply(tx, transitions, now))
+        refused = await self._write(lambda tx, now: apply(tx, transitions, now))
         self._hub.tell(_hint_of(transitions))
         return refused
 

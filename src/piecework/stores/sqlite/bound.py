@@ -5,8 +5,10 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
-from piecework.stores.sqlite import writing
+from piecework.stores.sqlite.applying import apply
 from piecework.stores.sqlite.connect import Connection, migrate, translate
+from piecework.stores.sqlite.inserting import insert
+from piecework.stores.sqlite.tx import savepoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from piecework.core.lifecycle import Transition
     from piecework.ports import Bound, Inserted, Refused
     from piecework.stores.sqlite.connect import Settings
-    from piecework.stores.sqlite.writing import Cursor, Tx
+    from piecework.stores.sqlite.tx import Cursor, Tx
 
 __all__ = ["bind"]
 
@@ -60,19 +62,19 @@ class _Inline:
                 # connection of ours would wait for the caller's lock for ever.
                 migrate(self._tx, self._settings, inside=True)
                 self._ready = True
-            with writing.savepoint(self._tx):
+            with savepoint(self._tx):
                 return work(self._tx)
         except sqlite3.Error as error:
             raise translate(error, self._settings) from error
 
     async def insert(self, jobs: Sequence[NewJob]) -> list[Inserted]:
         """As `Bound.insert`."""
-        answers: list[Inserted] = self._run(lambda tx: writing.insert(tx, jobs, self._now()))
+        answers: list[Inserted] = self._run(lambda tx: insert(tx, jobs, self._now()))
         return answers
 
     async def apply(self, transitions: Sequence[Transition]) -> list[Refused]:
         """As `Bound.apply`."""
-        answers: list[Refused] = self._run(lambda tx: writing.apply(tx, transitions, self._now()))
+        answers: list[Refused] = self._run(lambda tx: apply(tx, transitions, self._now()))
         return answers
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from piecework.core.job import Claimed
     from piecework.ports import Ask
-    from piecework.stores.sqlite.writing import Tx
+    from piecework.stores.sqlite.tx import Tx
 
 __all__ = ["claim"]
 

@@ -16,7 +16,7 @@ from piecework.core.errors import SchemaOutdated, StoreUnavailable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from piecework.stores.sqlite.writing import Cursor, Tx
+    from piecework.stores.sqlite.tx import Cursor, Tx
 
 __all__ = ["Connection", "Settings", "migrate", "open_reader", "open_writer", "translate"]
 

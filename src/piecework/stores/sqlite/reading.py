@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from piecework.core.job import Attempt, Job, LogLine
     from piecework.ports import Filter
-    from piecework.stores.sqlite.writing import Tx
+    from piecework.stores.sqlite.tx import Tx
 
 __all__ = ["attempts", "count", "find", "get", "logs", "nodes", "queues", "statuses"]
 

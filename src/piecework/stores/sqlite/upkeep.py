@@ -9,15 +9,15 @@ from uuid import UUID
 from piecework.core.job import FINAL, JobId, Retention
 from piecework.ports import Beaten, Fate, Staged
 from piecework.stores.sqlite import rows
+from piecework.stores.sqlite.keys import held_keys, promote
 from piecework.stores.sqlite.rows import JOB_COLUMNS, sql_value
-from piecework.stores.sqlite.writing import held_keys, promote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from piecework.core.job import Job, WorkerId
     from piecework.ports import Beat, QueueChange
-    from piecework.stores.sqlite.writing import Tx
+    from piecework.stores.sqlite.tx import Tx
 
 __all__ = ["beat", "configure", "orphans", "prune", "retire", "stage"]
 

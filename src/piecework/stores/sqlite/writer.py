@@ -24,15 +24,16 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 from piecework.core.errors import StoreUnavailable
-from piecework.stores.sqlite import writing
 from piecework.stores.sqlite.connect import open_writer, translate
+from piecework.stores.sqlite.inserting import insert
+from piecework.stores.sqlite.tx import savepoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from piecework.core.job import NewJob
     from piecework.stores.sqlite.connect import Connection, Settings
-    from piecework.stores.sqlite.writing import Tx
+    from piecework.stores.sqlite.tx import Tx
 
 __all__ = ["Insertion", "Work", "Writer"]
 
@@ -304,7 +305,7 @@ class Writer:
             return
         (item,) = group
         try:
-            with writing.savepoint(connection):
+            with savepoint(connection):
                 item.result = item.run(connection)
         except Exception as error:
             # A bad piece of work is its own fault alone.
@@ -315,8 +316,8 @@ class Writer:
     def _insert_together(self, connection: Connection, group: list[Work]) -> bool:
         jobs = [job for item in group if isinstance(item, Insertion) for job in item.jobs]
         try:
-            with writing.savepoint(connection):
-                answers = iter(writing.insert(connection, jobs, self._now()))
+            with savepoint(connection):
+                answers = iter(insert(connection, jobs, self._now()))
         except Exception:
             if not connection.raw.in_transaction:
                 raise

@@ -1,0 +1,53 @@
+"""What a worker says: each record is one line, with control characters escaped."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import TYPE_CHECKING, Literal
+
+from piecework.cli.show import printable
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+__all__ = ["Level", "configure"]
+
+Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+
+
+class OneLine(logging.Formatter):
+    """A record, its traceback included, is one line; times are UTC."""
+
+    converter = time.gmtime
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return printable(super().format(record))
+
+
+class StderrNow(logging.StreamHandler["TextIO"]):
+    """Writes to what sys.stderr is at that moment: a live display may stand in for it."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """The line is written."""
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def configure(level: str) -> None:
+    """From this level on, records go to stderr. A module that sets up logging itself prevails."""
+    handler = StderrNow()
+    handler.setFormatter(OneLine())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
