@@ -17,8 +17,8 @@ SAID = {
         "too late: ice is expired",
     ],
     "tracking": [
-        "completed: step 100 of 100, so far 5050",
-        "result: 5050",
+        "completed: step 50 of 50, so far 1275",
+        "result: 1275",
         "failed: ValueError: -1 is negative; the partial result is 55",
         "cancelled: it takes too long",
     ],
@@ -29,8 +29,7 @@ SAID = {
         "Once: runs after 0.5 s (group Test)",
         "no network, attempt 2 of 10",
         "Send sms message: Message from a background task (attempt 3)",
-        "in group Test: High completed, Low completed, Once completed, Serial 1 completed, "
-        "Serial 2 completed, Unique completed",
+        "in group Test: High, Low, Once, Serial 1, Serial 2, Unique",
     ],
     "email_jobs": [
         "order 1003: send-email-1003 is scheduled",
@@ -45,7 +44,7 @@ SAID = {
         "  Task B                               blocked",
         "  log: b@example.com was welcomed",
         "  Task C                               cancelled  not needed any more",
-        "  Broken                               failed     ValueError: nothing takes less than no time",
+        "  Broken                               failed     ValueError: less than no time",
     ],
 }
 
@@ -83,7 +82,7 @@ def test_an_example_says_what_it_promises_and_a_second_time_on_the_same_file(
     assert (tmp_path / "jobs.db").is_file()
 
 
-def test_tasks_of_high_priority_come_first_and_of_low_last(tmp_path: Path) -> None:
+def test_high_priority_comes_first_and_low_last_each_announced(tmp_path: Path) -> None:
     lines = run(tmp_path, "background_tasks", "--delay", "1")
     assert in_order(
         lines,
@@ -93,6 +92,7 @@ def test_tasks_of_high_priority_come_first_and_of_low_last(tmp_path: Path) -> No
         "Low: runs last of what is due (group Test)",
         "Once: runs after 1 s (group Test)",
     )
+    assert lines.count("  before") == lines.count("  after") == 6
 
 
 def test_one_queue_runs_in_order_and_others_beside_it(tmp_path: Path) -> None:
@@ -102,8 +102,3 @@ def test_one_queue_runs_in_order_and_others_beside_it(tmp_path: Path) -> None:
     assert in_order(lines, "  Task X starts", "  Task Y starts", "  Task X ends")
     assert "  Task C starts" not in lines
     assert list(tmp_path.iterdir()) == []
-
-
-def test_every_run_of_the_console_is_announced(tmp_path: Path) -> None:
-    lines = run(tmp_path, "background_tasks")
-    assert lines.count("  before") == lines.count("  after") == 6

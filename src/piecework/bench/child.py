@@ -17,14 +17,17 @@ import time
 from asyncio.subprocess import PIPE
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from piecework.bench.jobs import CONCURRENCY, Jobs, WentWrong
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
 
-__all__ = ["Child", "Report"]
+__all__ = ["Child", "Report", "main"]
+
+_START: Final = f"import {__name__} as child; child.main()"
+_PATIENCE_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,16 +53,28 @@ class Child:
         """It is ready."""
         # One line of JSON holds the lateness of every job: more than the usual 64 KiB.
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", __name__, *self._args, stdin=PIPE, stdout=PIPE, limit=1 << 26
+            sys.executable, "-c", _START, *self._args, stdin=PIPE, stdout=PIPE, limit=1 << 26
         )
-        await self._read()
+        try:
+            await self._read()
+        except BaseException:
+            await self._end()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """It is gone."""
+        await self._end()
+
+    async def _end(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        await self._process.wait()
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
 
     async def report(self) -> Report:
         """Return how it is doing."""
@@ -123,8 +138,9 @@ def _resident_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-if __name__ == "__main__":
-    counted = _Counter()
+def main() -> None:
+    """Work until the input ends; in the new process."""
+    counter = _Counter()
     if "--count" in sys.argv:
-        counted.listen()
-    asyncio.run(_work(sys.argv[1], counted))
+        counter.listen()
+    asyncio.run(_work(sys.argv[1], counter))

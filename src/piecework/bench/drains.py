@@ -274,7 +274,7 @@ def _drain_by_processes(bench: Bench, processes: int, count: int) -> float:
             with closing(sqlite3.connect(file)) as connection, Stopwatch() as watch:
                 await jobs.app.queues.resume(QUEUE)
                 while connection.execute(_UNFINISHED).fetchone():
-                    await asyncio.sleep(0.002)  # noqa: ASYNC110 - other processes do it
+                    await asyncio.sleep(0.002)
             await jobs.expect(count)
         return watch.rate(count)
 

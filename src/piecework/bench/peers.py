@@ -23,11 +23,9 @@ def has_huey() -> bool:
 
 
 def _make(file: Path) -> Any:
-    from huey import (  # noqa: PLC0415 - a peer that may be missing
-        SqliteHuey,  # pyright: ignore[reportMissingTypeStubs]
-    )
+    import huey  # noqa: PLC0415  # pyright: ignore[reportMissingTypeStubs] - it may be missing
 
-    return SqliteHuey("bench", filename=str(file), results=False)
+    return huey.SqliteHuey("bench", filename=str(file), results=False)
 
 
 def huey_enqueue(file: Path, count: int) -> float:

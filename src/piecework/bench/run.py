@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -125,12 +126,10 @@ def _measure(
 
 
 def _show(console: Console, url: str, results: Sequence[Result]) -> None:
-    table = Table(title=f"piecework bench {url}", title_justify="left", pad_edge=False)
-    table.add_column("what", overflow="fold")
-    table.add_column("ours", justify="right")
-    table.add_column("yardstick", justify="right", overflow="fold")
-    table.add_column("ratio", justify="right")
-    table.add_column("aim", justify="right")
+    table = Table(title=f"piecework bench {url}", title_justify="left", box=SIMPLE, padding=(0, 1))
+    table.add_column("what", overflow="fold", min_width=24)
+    for name in ("ours", "yardstick", "ratio", "aim"):
+        table.add_column(name, justify="right", overflow="fold")
     table.add_column("met?", justify="center")
     for result in results:
         style = "" if result.met is not False else "red"

@@ -26,12 +26,7 @@ from piecework.cli.show import (
     table,
     view,
 )
-from piecework.cli.targets import (
-    JsonOption,
-    TargetArgument,
-    load_store,
-    split_ids,
-)
+from piecework.cli.targets import JsonOption, TargetArgument, load_store, split_ids
 from piecework.core.job import State
 
 if TYPE_CHECKING:

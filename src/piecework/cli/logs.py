@@ -5,12 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from piecework.cli.show import printable
-
-if TYPE_CHECKING:
-    from typing import TextIO
 
 __all__ = ["Level", "configure"]
 

@@ -10,12 +10,7 @@ import typer
 
 from piecework.cli.errors import WrongUsage, usage
 from piecework.cli.show import ago, cell, console, json_out, out, printable, state_cell, table
-from piecework.cli.targets import (
-    JsonOption,
-    TargetArgument,
-    load_store,
-    split_name,
-)
+from piecework.cli.targets import JsonOption, TargetArgument, load_store, split_name
 
 if TYPE_CHECKING:
     from piecework import Piecework, QueueInfo

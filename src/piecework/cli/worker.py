@@ -14,7 +14,7 @@ from piecework.cli import logs
 from piecework.cli.errors import WrongUsage, usage
 from piecework.cli.show import out, printable
 from piecework.cli.signals import leftover_threads, stopper
-from piecework.cli.targets import TargetArgument, is_url, load
+from piecework.cli.targets import is_url, load
 
 if TYPE_CHECKING:
     import signal

@@ -17,6 +17,7 @@ from piecework.client.follow import Follower
 from piecework.client.options import EnqueueOptions, as_id, as_instant, resolve
 from piecework.client.views import JobEvent, JobView, Report, view_of
 from piecework.core import lifecycle
+from piecework.core.attempts import attempt_of, decode_error
 from piecework.core.errors import DuplicateJob, JobCancelled, JobExpired, JobFailed, JobNotFound
 from piecework.core.job import FINAL, NOW, Attempt, Job, JobId, LogLine, NewJob, State
 from piecework.handlers.names import check_metadata
@@ -167,7 +168,7 @@ class Client:
         """Return every attempt, oldest first, the one the job's own row tells of included."""
         job = await self.read(job_id)
         earlier = await self.reader.attempts(job_id)
-        last = lifecycle.attempt_of(job)
+        last = attempt_of(job)
         return earlier if last is None else [*earlier, last]
 
     async def logs(self, job_id: JobId) -> list[LogLine]:
@@ -355,7 +356,7 @@ def ended(job: Job) -> str:
         case State.EXPIRED:
             raise JobExpired(job.id)
         case _:
-            error = lifecycle.decode_error(job.error)
+            error = decode_error(job.error)
             raise JobFailed(job.id, str(error or job.reason or "unknown"), job.attempt)
 
 

@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from piecework.core.attempts import decode_error
 from piecework.core.job import Job, JobId, State
-from piecework.core.lifecycle import decode_error
 from piecework.handlers.run import Progress
 
 __all__ = ["JobEvent", "JobView", "Report", "view_of"]

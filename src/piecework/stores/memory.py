@@ -13,6 +13,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from piecework.core import lifecycle
+from piecework.core.attempts import decode_error
 from piecework.core.errors import DuplicateJob
 from piecework.core.job import FINAL, Attempt, Claimed, Job, Retention, State
 from piecework.ports import (
@@ -658,6 +659,6 @@ def _passes(row: Row, what: Filter) -> bool:
 
 
 def _mentions(row: Row, needle: str) -> bool:
-    error = lifecycle.decode_error(row.error)
+    error = decode_error(row.error)
     texts = (row.name, row.kind, row.unique_key, row.serial_key, str(error) if error else None)
     return any(needle in text.casefold() for text in (str(row.id), *texts) if text)

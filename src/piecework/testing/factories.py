@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
+from piecework.core.attempts import encode_error
 from piecework.core.job import Claimed, Job, NewJob, State, WorkerId
-from piecework.core.lifecycle import ErrorInfo, encode_error
+from piecework.core.lifecycle import ErrorInfo
 from piecework.system import new_id
 
 __all__ = ["NOON", "WORKER", "claimed", "job", "new_job"]

@@ -137,7 +137,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.workers.append(worker)
         assert self.beat_of(worker).fate is Fate.ALIVE
 
-    def beat_of(self, worker: WorkerId) -> Any:  # noqa: ANN401 - Beaten, of the run
+    def beat_of(self, worker: WorkerId) -> Any:
         """Beat for the worker in the store and in the model."""
         now = self.clock.now()
         self.model.beats[worker] = max(now, self.model.beats.get(worker, now))
@@ -351,7 +351,7 @@ class StoreMachine(RuleBasedStateMachine):
         running=st.sampled_from(["unset", None, None, 1, 2]),
         rate=st.sampled_from(["unset", None, None, (1, 5.0), (3, 10.0)]),
     )
-    def configure(self, name: str, paused: Any, running: Any, rate: Any) -> None:  # noqa: ANN401
+    def configure(self, name: str, paused: Any, running: Any, rate: Any) -> None:
         """Pause, resume, limit (I14)."""
         change = QueueChange(name=name, paused=paused, running=running, rate=rate)
         self.run(self.store.configure([change]))
@@ -444,7 +444,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def keys_have_one_holder(self, jobs: list[Job]) -> None:
         """At most one job of a serial key is available or runs, and one is, while any is blocked
-        (I8); at most one of a unique key is live and holds it (I10)."""
+        (I8); at most one of a unique key is live and holds it (I10).
+        """
         keys: dict[str, list[State]] = {}
         uniques: dict[tuple[str, str], int] = {}
         for job in jobs:

@@ -6,8 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from piecework.core.attempts import decode_error
 from piecework.core.job import JobId, State, WorkerId
-from piecework.core.lifecycle import decode_error
 from piecework.ports import JobStatus, Node, QueueInfo
 from piecework.stores.sqlite import rows
 from piecework.stores.sqlite.rows import JOB_COLUMNS, from_micros, micros

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from piecework.core import lifecycle
+from piecework.core.attempts import decode_error
 from piecework.core.job import LogLine, State
 from piecework.core.lifecycle import (
     Completed,
@@ -18,7 +19,6 @@ from piecework.core.lifecycle import (
     Released,
     Snoozed,
     Stopped,
-    decode_error,
 )
 from piecework.ports import Filter
 from piecework.testing.factories import claimed

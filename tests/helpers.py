@@ -1,0 +1,69 @@
+"""Short words for what many tests of engine and client do."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from piecework import Attempt, Handle, JobView, State
+
+T = TypeVar("T")
+
+DEADLINE = 10.0
+"""Seconds until a test gives up on something that should happen at once."""
+
+
+async def until(look: Callable[[], Awaitable[T] | T], seconds: float = DEADLINE) -> T:
+    """Return the first truthy answer; AssertionError if none comes in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer: Any = look()
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if answer:
+            found: T = answer
+            return found
+        assert time.monotonic() < deadline, f"nothing came in {seconds} s"
+        await asyncio.sleep(0.005)
+
+
+def until_sync(look: Callable[[], T], seconds: float = DEADLINE) -> T:
+    """As `until`, for code without a loop."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = look()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"nothing came in {seconds} s"
+        time.sleep(0.005)
+
+
+async def state_of(handle: Handle[Any]) -> State:
+    return (await handle.get()).state
+
+
+async def until_state(
+    handle: Handle[Any], *states: State | str, seconds: float = DEADLINE
+) -> JobView:
+    """Return the job once it is in one of the states."""
+    wanted = {State(state) for state in states}
+
+    async def look() -> JobView | None:
+        view = await handle.get()
+        return view if view.state in wanted else None
+
+    found = await until(look, seconds)
+    assert found is not None
+    return found
+
+
+async def outcomes(handle: Handle[Any]) -> list[str | None]:
+    """Return how each attempt ended, oldest first."""
+    return [attempt.outcome for attempt in await handle.attempts()]
+
+
+async def last_attempt(handle: Handle[Any]) -> Attempt:
+    return (await handle.attempts())[-1]
