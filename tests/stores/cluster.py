@@ -7,8 +7,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
@@ -50,7 +51,15 @@ class Cluster:
         self.start()
 
     def start(self) -> None:
-        self._run("pg_ctl", "-D", str(self.data), "-w", "-l", str(self.folder / "log"), "start")
+        for left in reversed(range(50)):
+            try:
+                log = str(self.folder / "log")
+                self._run("pg_ctl", "-D", str(self.data), "-w", "-l", log, "start")
+                return
+            except subprocess.CalledProcessError:
+                if not left:
+                    raise
+                time.sleep(0.1)  # the children of one that was killed are about to go
 
     def stop(self, mode: str = "immediate") -> None:
         self._run("pg_ctl", "-D", str(self.data), "-w", "-m", mode, "stop")
@@ -59,6 +68,9 @@ class Cluster:
         """SIGKILL of the postmaster: its children see to themselves."""
         pid = int((self.data / "postmaster.pid").read_text().split()[0])
         os.kill(pid, signal.SIGKILL)
+        # Where nobody reaps it, its locks look like a living server's.
+        (self.data / "postmaster.pid").unlink()
+        (self.folder / ".s.PGSQL.5432.lock").unlink()
 
 
 @contextmanager
@@ -77,6 +89,6 @@ def running(*, durable: bool = False) -> Iterator[Cluster]:
         cluster.create(durable=durable)
         yield cluster
     finally:
-        if (cluster.data / "postmaster.pid").exists():
+        with suppress(subprocess.CalledProcessError):
             cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)

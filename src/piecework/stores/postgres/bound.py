@@ -9,9 +9,9 @@ from asyncpg.pool import PoolConnectionProxy
 
 from piecework.ports import Hint
 from piecework.stores.postgres.applying import apply, plan
-from piecework.stores.postgres.hints import channel, notify_sql, payload
+from piecework.stores.postgres.hints import NOTIFY, channel, payload
 from piecework.stores.postgres.inserting import insert
-from piecework.stores.postgres.settings import translate
+from piecework.stores.postgres.settings import DRIVER_ERRORS, translate
 from piecework.stores.postgres.told import of_jobs, of_moves
 from piecework.stores.postgres.tx import Tx, savepoint
 
@@ -71,7 +71,7 @@ class _Bound:
             except asyncpg.UniqueViolationError as error:
                 if not left:  # somebody was quicker with a key, again and again
                     raise translate(error, self._settings) from error
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            except (*DRIVER_ERRORS, UnicodeError) as error:
                 raise translate(error, self._settings) from error
         raise AssertionError("unreachable")
 
@@ -79,7 +79,7 @@ class _Bound:
         """Told at the caller's commit, and not at all if they roll back."""
         if hint.what and not self._settings.pooled:
             text = payload(hint.what)
-            await self._connection.fetch(notify_sql, channel(self._settings.namespace), text)
+            await self._connection.fetch(NOTIFY, channel(self._settings.namespace), text)
 
 
 def bind(connection: object, settings: Settings, at: Callable[[], datetime | None]) -> Bound:

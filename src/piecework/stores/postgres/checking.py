@@ -17,7 +17,7 @@ __all__ = ["findings"]
 SETTINGS: Final = """
 SELECT name, setting FROM pg_catalog.pg_settings WHERE name IN (
     'server_version', 'server_encoding', 'autovacuum', 'fsync', 'synchronous_commit',
-    'default_transaction_isolation', 'max_connections', 'track_counts')"""
+    'max_connections', 'track_counts')"""
 STATE: Final = """
 SELECT clock_timestamp(), pg_is_in_recovery(),
     (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE backend_type = 'client backend'),
@@ -67,12 +67,6 @@ async def findings(tx: Tx, settings: Settings, clock: Clock) -> list[Finding]:
         ("track_counts", "on", "error", "autovacuum cannot work without it"),
         ("fsync", "on", "warning", "a power cut would destroy the database"),
         ("synchronous_commit", "on", "warning", "a crash loses what was acknowledged last"),
-        (
-            "default_transaction_isolation",
-            "read committed",
-            "warning",
-            "stricter levels make claims and settles fail and be repeated",
-        ),
     ):
         if given[name] != wanted and given[name] not in {"remote_write", "remote_apply"}:
             text = f"is {given[name]}, not {wanted}: {why}"

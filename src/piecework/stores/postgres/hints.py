@@ -9,12 +9,10 @@ from hashlib import blake2s
 from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import uuid4
 
-import asyncpg
-
 from piecework.core.errors import StoreUnavailable
 from piecework.ports import Hint
 from piecework.stores.postgres.pool import connect
-from piecework.stores.postgres.settings import is_lost, translate
+from piecework.stores.postgres.settings import DRIVER_ERRORS, is_lost, translate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from piecework.stores.postgres.lane import Lane
     from piecework.stores.postgres.settings import Settings
 
-__all__ = ["Ears", "Voice", "channel", "notify_sql", "payload"]
+__all__ = ["NOTIFY", "Ears", "Voice", "channel", "new_sender", "payload"]
 
 _log: Final = logging.getLogger("piecework.stores.postgres")
 
@@ -36,7 +34,9 @@ _LETTERS: Final = {"work": "w", "due": "u", "control": "c", "done": "d"}
 _WORDS: Final = {letter: word for word, letter in _LETTERS.items()}
 _EVERYTHING: Final = frozenset(_LETTERS)
 
-notify_sql: Final = "SELECT pg_notify($1, $2)"
+NOTIFY: Final = "SELECT pg_notify($1, $2)"
+# A notification is a commit: without this it would wait for the disk, and hold up others' commits.
+NOTIFY_ALONE: Final = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
 
 
 def channel(namespace: str) -> str:
@@ -84,7 +84,7 @@ class Voice:
         text = payload(what, self._sender)
         self.sent += 1
         await self._lane.run(
-            lambda tx: tx.fetch(notify_sql, self._channel, text), transaction=False, again=False
+            lambda tx: tx.fetch(NOTIFY_ALONE, self._channel, text), transaction=False, again=False
         )
 
     async def flush(self) -> None:
@@ -161,7 +161,7 @@ class Ears:
                 except TimeoutError:
                     # Of a connection that is half open nobody tells: ask.
                     await connection.execute("SELECT 1", timeout=PING_TIMEOUT)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except DRIVER_ERRORS as error:
             if not is_lost(error):
                 raise translate(error, self._settings) from error
         finally:

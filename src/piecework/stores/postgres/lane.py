@@ -7,11 +7,15 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import asyncpg
-
 from piecework.core.errors import SchemaOutdated, StoreUnavailable
 from piecework.stores.postgres.pool import Pool
-from piecework.stores.postgres.settings import STEADY_PLANS, is_lost, is_retryable, translate
+from piecework.stores.postgres.settings import (
+    DRIVER_ERRORS,
+    STEADY_PLANS,
+    is_lost,
+    is_retryable,
+    translate,
+)
 from piecework.stores.postgres.tx import Tx
 
 if TYPE_CHECKING:
@@ -72,12 +76,12 @@ class Lane:
                 if isinstance(error, SchemaOutdated) or not (reached and _may_return(error)):
                     raise
                 failure: Exception = error
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
+            except (*DRIVER_ERRORS, ValueError) as error:
                 if is_retryable(error) and conflicts < MOST_CONFLICTS:
                     conflicts += 1
                     await asyncio.sleep(random.uniform(0, 0.002 * conflicts))  # noqa: S311 - no secret
                     continue
-                if not isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+                if not isinstance(error, (*DRIVER_ERRORS, UnicodeError)):
                     raise  # not the database's: a ValueError of ours
                 failure = translate(error, self._settings)
                 failure.__cause__ = error
@@ -122,10 +126,12 @@ class Lane:
         try:
             if connection.is_in_transaction():
                 await connection.execute("ROLLBACK")
+        except DRIVER_ERRORS as second:
+            _log.debug("a connection was dropped: %s", second)
+            pool.discard(connection)
         except BaseException:
             pool.discard(connection)
-            if isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError)):
-                raise
+            raise
         else:
             pool.release(connection)
 

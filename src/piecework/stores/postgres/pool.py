@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from piecework.core.errors import StoreUnavailable
-from piecework.stores.postgres.settings import OLDEST_SERVER, STEADY_PLANS, translate
+from piecework.stores.postgres.settings import DRIVER_ERRORS, OLDEST_SERVER, STEADY_PLANS, translate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,8 +24,11 @@ CONNECT_SECONDS = 10.0
 async def connect(settings: Settings, purpose: str, *, steady: bool = True) -> Any:
     """Return a new connection. Raises StoreUnavailable, which says what to do."""
     given = {"application_name": f"piecework {settings.namespace} {purpose}"}
-    if steady and not settings.pooled:
-        given |= STEADY_PLANS
+    if not settings.pooled:
+        # Limits and turns count anew after a lock: under a stricter default they could not.
+        given["default_transaction_isolation"] = "read committed"
+        if steady:
+            given |= STEADY_PLANS
     try:
         connection: Any = await asyncpg.connect(
             settings.url,
@@ -35,7 +38,7 @@ async def connect(settings: Settings, purpose: str, *, steady: bool = True) -> A
             max_cached_statement_lifetime=0,
             server_settings=given,
         )
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+    except DRIVER_ERRORS as error:
         raise translate(error, settings) from error
     except ValueError as error:
         raise StoreUnavailable(f"{settings.shown}: {error}: check the URL") from error
@@ -145,5 +148,5 @@ class Pool:
 async def _close(connection: Any) -> None:
     try:
         await connection.close(timeout=2)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+    except DRIVER_ERRORS:
         connection.terminate()

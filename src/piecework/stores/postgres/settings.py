@@ -14,7 +14,7 @@ from piecework.core.errors import SchemaOutdated, StoreUnavailable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Settings", "is_lost", "is_retryable", "is_unstorable", "translate"]
+__all__ = ["DRIVER_ERRORS", "Settings", "is_lost", "is_retryable", "is_unstorable", "translate"]
 
 OLDEST_SERVER: Final = 14
 
@@ -60,8 +60,18 @@ _RETRYABLE: Final = (
     # Somebody took a serial or unique key between our look and our write: look again.
     asyncpg.UniqueViolationError,
 )
+DRIVER_ERRORS: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+)
+"""Whatever asyncpg raises."""
+
 _LOST: Final[tuple[type[BaseException], ...]] = (
     asyncpg.PostgresConnectionError,
+    # A connection that broke in the midst of a write is in no state that the driver knows.
+    asyncpg.InternalClientError,
     asyncpg.InterfaceError,
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
