@@ -91,57 +91,71 @@ async def apply_alone(tx: Tx, transitions: Sequence[Transition], shape: Shape) -
 
 async def apply(tx: Tx, transitions: Sequence[Transition], planned: Plan) -> Applied:
     """As `Store.apply`, inside an open transaction."""
-    refused: list[tuple[int, Refused]] = []
-    done: list[Transition] = []
+    refused: dict[int, JobId | None] = {}
     keys: set[str] = set()
     for shape, group in planned.shapes:
-        moves = [transitions[index] for index in group]
-        if moves[0].take_unique:
-            answer = await _take_unique(tx, moves[0], shape, keys)
-            if answer is not None:
-                refused.append((group[0], answer))
-                continue
+        first = group[0]
+        if transitions[first].take_unique:
+            refused |= await _take_unique(tx, transitions[first], first, shape, keys)
         else:
-            answers = await _move(tx, moves, shape, keys)
-            if answers:
-                index_of = {transitions[index].id: index for index in group}
-                refused += [(index_of[one.transition.id], one) for one in answers]
-                left_out = {one.transition.id for one in answers}
-                moves = [move for move in moves if move.id not in left_out]
-        done += moves
-    await record(tx, done)
+            refused |= await _move(tx, transitions, group, shape, keys)
+    await record(tx, [move for index, move in enumerate(transitions) if index not in refused])
     promoted = await promote(tx, keys)
-    return Applied([one for _, one in sorted(refused, key=lambda pair: pair[0])], promoted)
+    left_out = sorted(refused)
+    answers = await _refused(tx, [transitions[index] for index in left_out])
+    return Applied(
+        [
+            answer if holder is None else Refused(answer.transition, answer.job, holder)
+            for answer, holder in zip(answers, map(refused.get, left_out), strict=True)
+        ],
+        promoted,
+    )
 
 
-async def _move(tx: Tx, moves: Sequence[Transition], shape: Shape, keys: set[str]) -> list[Refused]:
+async def _move(
+    tx: Tx,
+    transitions: Sequence[Transition],
+    group: Sequence[int],
+    shape: Shape,
+    keys: set[str],
+) -> dict[int, JobId | None]:
+    """Apply those of one shape; return the places of those that are refused."""
+    moves = [transitions[index] for index in group]
     row = (await tx.stamped(move_sql(shape, promote=False), *_columns(moves, shape)))[0]
     count, ids, freed = row
     keys.update(freed or ())
     if count == len(moves):
-        return []
+        return {}
     done: set[JobId] = set(ids or ())
-    return await _refused(tx, [move for move in moves if move.id not in done])
+    return {index: None for index in group if transitions[index].id not in done}
 
 
 async def _refused(tx: Tx, moves: Sequence[Transition]) -> list[Refused]:
+    """The refused, each with its job as it is after all the others."""
+    if not moves:
+        return []
     jobs = {job.id: job for job in await _get(tx, [move.id for move in moves])}
     return [Refused(move, jobs.get(move.id)) for move in moves]
 
 
-async def _take_unique(tx: Tx, move: Transition, shape: Shape, keys: set[str]) -> Refused | None:
+async def _take_unique(
+    tx: Tx, move: Transition, index: int, shape: Shape, keys: set[str]
+) -> dict[int, JobId | None]:
+    """Apply a move that takes its job's unique key; return its place if it is refused."""
     found = await _get(tx, [move.id])
     job = found[0] if found else None
     if job is None or job.unique_key is None:
-        return Refused(move, job)
+        return {index: None}
     holder, now = await holder_of(tx, job.kind, job.unique_key)
     if holder is not None and holder.id != job.id:
-        return Refused(move, job, holder.id)
-    if refused := await _move(tx, [move], shape, keys):
-        return refused[0]
+        return {index: holder.id}
+    row = (await tx.stamped(move_sql(shape, promote=False), *_columns([move], shape)))[0]
+    if row[0] == 0:
+        return {index: None}
+    keys.update(row[2] or ())
     if job.unique_until is None or job.unique_until > now:
         await tx.fetch(TAKE_UNIQUE, job.id)
-    return None
+    return {}
 
 
 async def _get(tx: Tx, ids: Sequence[JobId]) -> list[Job]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -73,6 +74,8 @@ def apply(tx: Tx, transitions: Sequence[Transition], now: int) -> list[Refused]:
         if transition.ended is not None or transition.logs or "metadata" in transition.changes:
             _record(tx, transition, now)
     promote(tx, keys)
+    if len(refused) < len(transitions):  # a later move of the list may have changed their jobs
+        refused = [replace(one, job=_get(tx, one.transition.id)) for one in refused]
     return refused
 
 

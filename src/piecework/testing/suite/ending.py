@@ -329,6 +329,19 @@ class Ending(Suite):
         assert [move.transition for move in refused] == [after]
         assert [(await self.read(store, job_id)).progress for job_id in ids] == ['"1"', None]
 
+    async def test_a_refused_move_tells_of_its_job_as_the_batch_left_it(
+        self, store: AnyStore, hand: Hand
+    ) -> None:
+        """Also where a later move of the same list has changed it: else it tells of the past."""
+        job_id = await self.add(store)
+        stale = await hand.take()
+        assert await hand.settle(stale, Released()) == []
+        cancel = lifecycle.cancel(await self.read(store, job_id), None)
+        assert cancel is not None
+        (refused,) = await store.apply([hand.ending(stale, Completed("1")), cancel])
+        assert refused.job == await self.read(store, job_id)
+        assert refused.job.state is State.CANCELLED
+
     # ── progress, logs, attempts ─────────────────────────────────────────────────────────
 
     async def test_progress_and_partial_results_outlive_a_failure(
