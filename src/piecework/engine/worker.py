@@ -23,6 +23,7 @@ from uuid import uuid4
 from piecework.core import lifecycle
 from piecework.core.job import Claimed, JobId, WorkerId
 from piecework.core.lifecycle import ErrorInfo, Failed, GivenBack, Outcome, Parked, Released
+from piecework.engine.active import GRACE_SECONDS, Active
 from piecework.engine.chores import Chores
 from piecework.engine.executor import Executor, describe, retry_delay
 from piecework.engine.isolate import Children, NotLoadable, is_importable
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
     from piecework.core.job import Retention
     from piecework.handlers.registry import Definition, Registry
-    from piecework.handlers.run import Cause
     from piecework.ports import Reader, Store
 
 __all__ = ["Settings", "Worker"]
@@ -48,7 +48,6 @@ _log: Final = logging.getLogger("piecework.engine")
 MOST_AHEAD: Final = 512
 AHEAD_SECONDS: Final = 0.02
 YIELD_EVERY: Final = 16
-GRACE_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,47 +77,6 @@ class Settings:
                 f"beat={self.beat} must be at most half of lease={self.lease}, "
                 "so that one lost beat costs nothing"
             )
-
-
-class Active:
-    """A run that goes on in a slot: what it takes to stop it."""
-
-    __slots__ = ("definition", "killed", "run", "started", "task", "timer")
-
-    def __init__(self, run: Run, definition: Definition, task: asyncio.Task[Any]) -> None:
-        self.run = run
-        self.definition = definition
-        self.task = task
-        self.timer: asyncio.TimerHandle | None = None
-        self.started = False
-        self.killed = asyncio.Event() if definition.mode == "process" else None
-
-    def stop(self, cause: Cause) -> None:
-        """The run is told to stop, and why; the first cause stands, but a lost job tops all."""
-        run = self.run
-        if run.halted and cause != "lost":
-            return
-        run.stopping = cause
-        run.halted = True
-        self.press()
-
-    def press(self) -> None:
-        """Interrupt the run now: cancel its task, or kill its process. A thread sees check()."""
-        if self.run.ended:
-            return  # only its services are being closed: whoever returned first has completed
-        if self.killed is not None:
-            self.killed.set()
-        elif not self.run.threaded:
-            self.task.cancel()
-            loop = asyncio.get_running_loop()
-            self.timer = loop.call_later(GRACE_SECONDS, self.press)  # until it obeys
-
-    def release(self) -> None:
-        """The run is over: no timer fires into the next one, and the task is as before."""
-        if self.timer is not None:
-            self.timer.cancel()
-        while self.task.cancelling():
-            self.task.uncancel()
 
 
 class Worker:

@@ -82,7 +82,8 @@ class Run:
 
     `stopping` is None, or why the run must stop: "cancel", "timeout", "shutdown" or "lost".
     At a shutdown it is set at once, while the run may go on until the worker's deadline; `halted`
-    is set when it may not go on any longer, `ended` when the handler has. `threaded` runs are sync code in a thread.
+    is set when it may not go on any longer, `ended` when the handler has. `threaded` runs are
+    sync code in a thread.
     """
 
     __slots__ = (
