@@ -92,10 +92,11 @@ class Portal:
             same_process = self._pid == os.getpid()
         if loop is None or not same_process or thread is threading.current_thread():
             return
+        # On its own thread: the calling one may have a running loop, and could not run a second.
+        asyncio.run_coroutine_threadsafe(_cancel_all(loop), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         if thread is not None:
             thread.join()
-        loop.run_until_complete(_cancel_all(loop))
         loop.close()
 
 

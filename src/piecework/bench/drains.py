@@ -273,8 +273,10 @@ def _drain_by_processes(bench: Bench, processes: int, count: int) -> float:
                 await stack.enter_async_context(Child(bench.url(file)))
             with closing(sqlite3.connect(file)) as connection, Stopwatch() as watch:
                 await jobs.app.queues.resume(QUEUE)
-                while connection.execute(_UNFINISHED).fetchone():
+                unfinished = True
+                while unfinished:
                     await asyncio.sleep(0.002)
+                    unfinished = connection.execute(_UNFINISHED).fetchone() is not None
             await jobs.expect(count)
         return watch.rate(count)
 

@@ -62,7 +62,7 @@ class Result:
     def cells(self) -> tuple[str, ...]:
         """Return what, ours, yardstick, ratio, aim, met."""
         remark = self.broken or self.note
-        what = f"{self.what} [{remark}]" if remark else self.what
+        what = f"{self.what} ({remark})" if remark else self.what
         ours = f"{' / '.join(map(_figure, self.ours))} {self.unit}"
         theirs = "" if self.theirs is None else f"{self.yardstick}\n{_figure(self.theirs)}"
         ratio = "" if self.ratio is None else f"{self.ratio:.2f}"

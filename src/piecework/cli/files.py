@@ -70,15 +70,20 @@ def scan(root: str, skip: Collection[str]) -> Iterator[Found | Trouble]:
         except OSError as error:
             yield Trouble(folder, f"cannot be listed: {error.strerror}")
             continue
+        below: list[str] = []
         for entry in entries:
             try:
-                if entry.is_file(follow_symlinks=False) and entry.path not in skip:
-                    yield Found(entry.path, _key(root, entry.path, entry.stat(follow_symlinks=False)))
+                if entry.is_dir(follow_symlinks=False):
+                    below.append(entry.path)
+                elif entry.is_file(follow_symlinks=False) and entry.path not in skip:
+                    yield Found(
+                        entry.path, _key(root, entry.path, entry.stat(follow_symlinks=False))
+                    )
             except FileNotFoundError:
                 continue  # gone since it was listed
             except OSError as error:
                 yield Trouble(entry.path, f"cannot be looked at: {error.strerror}")
-        folders += [entry.path for entry in reversed(entries) if entry.is_dir(follow_symlinks=False)]
+        folders += reversed(below)
 
 
 def _key(root: str, path: str, status: os.stat_result) -> str:
@@ -128,10 +133,11 @@ def _sum_up(path: str, check: Callable[[], None]) -> Sums:
     digest = hashlib.sha256()
     size = lines = words = 0
     inside = False
-    with os.fdopen(os.open(path, _OPEN), "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    file = os.open(path, _OPEN)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
             raise GiveUp("Not a regular file any more")
-        while chunk := file.read(CHUNK):
+        while chunk := os.read(file, CHUNK):
             digest.update(chunk)
             size += len(chunk)
             lines += chunk.count(b"\n")
@@ -139,6 +145,7 @@ def _sum_up(path: str, check: Callable[[], None]) -> Sums:
             # A word begins where an x follows a blank, or the beginning.
             words += blanks.count(b" x") + (not inside and blanks.startswith(b"x"))
             inside = blanks.endswith(b"x")
-            if len(chunk) == CHUNK:
-                check()
+            check()
+    finally:
+        os.close(file)
     return Sums(sha256=digest.hexdigest(), bytes=size, lines=lines, words=words)

@@ -35,7 +35,7 @@ __all__ = ["Chores"]
 _log: Final = logging.getLogger("piecework.engine")
 STAGE_LIMIT: Final = 1_000
 RESCUE_LIMIT: Final = 100
-RESCUE_SECONDS: Final = 1.0
+RESCUE_SECONDS: Final = 1.5
 PRUNE_LIMIT: Final = 500
 PRUNE_SECONDS: Final = 60.0
 AFTER_CRASH: Final = Retry()
@@ -175,8 +175,8 @@ class Chores:
     async def _stage(self) -> float:
         staged = await self._store.stage(limit=STAGE_LIMIT)
         self.nothing_due = not (staged.due or staged.expired or staged.promoted)
-        # Also when nothing was staged: who waits for idleness looks once more after this.
-        if not self.nothing_due or self._worker.waits_for_idle:
+        # Also when nothing is there: who waits for idleness looks once more after this.
+        if staged.available or self._worker.waits_for_idle:
             self._worker.claiming.wake()
         if staged.more:
             return 0.0

@@ -265,7 +265,7 @@ class Worker:
         self._accept(claimed)
         if claimed:
             self._quiet = False
-            return 0.0 if len(claimed) >= free else self.settings.poll.total_seconds()
+            return 0.0 if len(claimed) >= free else FOREVER
         return self._nothing_came(rounds)
 
     def _nothing_came(self, rounds: int) -> float:
@@ -276,7 +276,7 @@ class Worker:
             elif not self._quiet:
                 self._quiet = True
                 self.chores.stage_now()
-        return self.settings.poll.total_seconds()
+        return FOREVER  # hints, and what the staging finds once in a poll interval, wake this
 
     def _accept(self, claimed: Sequence[Claimed]) -> None:
         if not claimed:
