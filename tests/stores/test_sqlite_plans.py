@@ -1,4 +1,4 @@
-"""No statement of the SQLite store reads the whole table of jobs (F25), whatever the figures say."""
+"""No statement of the SQLite store reads the whole table, whatever the figures say (F25)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def statements() -> Iterator[tuple[str, str]]:
                 sql = value.replace("{ids}", "?,?")
                 if re.match(r"\s*(SELECT|UPDATE|DELETE|INSERT|WITH)", sql):
                     yield f"{module.__name__.rpartition('.')[2]}.{name}", sql
-    yield "find newest", f"SELECT {JOB_COLUMNS} FROM piecework_job ORDER BY id DESC LIMIT ?"
+    newest = "SELECT {} FROM piecework_job ORDER BY id DESC LIMIT ?"
+    yield "find newest", newest.format(JOB_COLUMNS)
     for target in State:
         columns = (("fence", False), ("reason", True))
         parts = applying._update_parts(
@@ -60,7 +61,7 @@ def connection(
 def test_a_statement_goes_through_an_index(
     connection: sqlite3.Connection, name: str, sql: str
 ) -> None:
-    marks = {key: 1 for key in re.findall(r":([a-z]+)", sql)}
+    marks = dict.fromkeys(re.findall(r":([a-z]+)", sql), 1)
     count = max([len(re.findall(r"\?(?!\d)", sql)), *map(int, re.findall(r"\?(\d+)", sql))])
     plan = connection.execute(f"EXPLAIN QUERY PLAN {sql}", marks or (1,) * count).fetchall()
     details = [detail for *_, detail in plan]
