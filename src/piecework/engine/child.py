@@ -157,6 +157,7 @@ def main() -> None:
     LogCapture().install()
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
+    parent.say({"ready": True})
     while True:
         _run(loop, parent, loader)
 

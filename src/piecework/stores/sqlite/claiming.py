@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from piecework.stores._admission import Candidate, QueueCap, pick, refill
+from piecework.stores._admission import PASSED_OVER, Candidate, QueueCap, pick, refill
 from piecework.stores.sqlite.rows import claimed, from_micros
 
 if TYPE_CHECKING:
@@ -105,15 +105,22 @@ def _pick(rows: list[Any], ask: Ask, caps: dict[str, QueueCap]) -> list[Any]:
 
 def _candidates(tx: Tx, ask: Ask, now: int, caps: dict[str, QueueCap]) -> list[Any]:
     """Rows in the order of claiming, enough to fill what was asked."""
-    want = (ask.free + ask.ahead) * (10 if ask.rooms else 1)
+    depth = PASSED_OVER if ask.rooms else 1
+    want = (ask.free + ask.ahead) * depth
     params = {"now": now, "want": want}
     closed = {name for name, cap in caps.items() if cap.closed}
     if ask.queues is None and not caps:
         parts = [_load(tx.execute(ANY_QUEUE, params))]
     else:
         lanes: Sequence[str] = ask.queues if ask.queues is not None else _open_lanes(tx)
+
+        def of(lane: str) -> int:
+            """More rows than a limited queue has room for would be read in vain."""
+            room = cap.room if (cap := caps.get(lane)) else None
+            return want if room is None else min(want, room * depth)
+
         parts = [
-            _load(tx.execute(ONE_QUEUE, {**params, "queue": lane}))
+            _load(tx.execute(ONE_QUEUE, {**params, "queue": lane, "want": of(lane)}))
             for lane in dict.fromkeys(lanes)
             if lane not in closed
         ]
