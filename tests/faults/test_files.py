@@ -1,4 +1,4 @@
-"""A file that cannot be used says so in one line, and what was acknowledged stays (F29-F33, S21)."""
+"""A file that cannot be used says so in one line; what was acknowledged stays (F29-F33, S21)."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ async def test_a_held_write_lock_names_the_way_out(file: Path) -> None:
     holder = sqlite3.connect(file, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     app = Piecework(f"sqlite:///{file}?busy=0.2")
-    with pytest.raises(StoreUnavailable, match="app.within") as caught:
+    with pytest.raises(StoreUnavailable, match=r"app\.within") as caught:
         await app.kind("work").enqueue({"n": 2})
     assert "stayed busy for 0.2 s" in str(caught.value)
     assert len(await app.find()) == 1
