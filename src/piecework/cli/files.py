@@ -8,12 +8,13 @@ import os
 import stat
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, TypedDict
 from urllib.parse import unquote_to_bytes
 
 from piecework import GiveUp
 
-__all__ = ["Found", "Sums", "Trouble", "decode_path", "encode_path", "scan", "sum_up"]
+__all__ = ["Found", "Sums", "Trouble", "decode_path", "encode_path", "relative", "scan", "sum_up"]
 
 CHUNK: Final = 256 * 1024
 _SPACE: Final = b" \t\n\v\f\r"
@@ -57,7 +58,7 @@ class Sums(TypedDict):
 
 def scan(root: str, skip: Collection[str]) -> Iterator[Found | Trouble]:
     """Yield every regular file below the root, by name; links are not followed."""
-    status = os.stat(root)
+    status = Path(root).stat()
     if stat.S_ISREG(status.st_mode):
         yield Found(root, _key(root, root, status))
         return
@@ -102,6 +103,11 @@ def encode_path(path: str) -> str:
     if text.isascii():
         return text
     return "".join(f"%{ord(c) - 0xDC00:02X}" if "\udc80" <= c <= "\udcff" else c for c in text)
+
+
+def relative(path: str, root: str) -> str:
+    """Return the path as a person would say it below the root."""
+    return Path(path).name if path == root else os.path.relpath(path, root)
 
 
 def decode_path(text: str) -> str:

@@ -20,17 +20,25 @@ LINE_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How many of the files are done, failed, given up otherwise, and still to come."""
+    """How many of the files are done, how many failed, and how many are still to come.
+
+    `running` are those of the ones to come that some worker has, or had when it was killed.
+    """
 
     done: int
     failed: int
-    dropped: int
     live: int
+    running: int
+
+    @property
+    def total(self) -> int:
+        """Return how many there are."""
+        return self.done + self.failed + self.live
 
     @property
     def ended(self) -> int:
         """Return how many are not to come any more."""
-        return self.done + self.failed + self.dropped
+        return self.done + self.failed
 
 
 class Speed:
@@ -64,6 +72,10 @@ class Meter(Protocol):
 
     def found(self, files: int) -> None:
         """So many files were found so far."""
+        ...
+
+    def begin(self, tally: Tally) -> None:
+        """All files were found; what earlier runs did of them has ended already."""
         ...
 
     def show(self, tally: Tally) -> None:
@@ -103,15 +115,15 @@ class Lines:
         if self._is_time():
             say(f"{files:,} files found so far")
 
+    def begin(self, tally: Tally) -> None:
+        """As `Meter.begin`."""
+        say(_beginning(tally))
+
     def show(self, tally: Tally) -> None:
         """As `Meter.show`."""
         self._speed.add(tally.ended)
-        if self._is_time():
-            total = tally.ended + tally.live
-            say(
-                f"{tally.done:,} of {total:,} done, {tally.failed:,} failed, "
-                f"{self._speed.per_second:,.0f} jobs/s, {self._speed.left(tally.live)}"
-            )
+        if self._is_time() or not tally.live:
+            say(_so_far(tally, self._speed))
 
     def tell(self, line: str) -> None:
         """As `Meter.tell`."""
@@ -127,26 +139,25 @@ class Bar:
     def __init__(self) -> None:
         self._speed = Speed()
         self._progress = _progress()
-        self._task: TaskID = self._progress.add_task("finding files", total=None, said="")
-        self._running = False
+        self._task: TaskID = self._progress.add_task("", total=None, said="finding files")
         self._progress.start()
 
     def found(self, files: int) -> None:
         """As `Meter.found`."""
-        self._progress.update(self._task, said=f"{files:,} found")
+        self._progress.update(self._task, said=f"{files:,} files found")
+
+    def begin(self, tally: Tally) -> None:
+        """As `Meter.begin`."""
+        self.tell(_beginning(tally))
+        self._progress.remove_task(self._task)
+        self._task = self._progress.add_task("", total=tally.total, said="")
+        self.show(tally)
 
     def show(self, tally: Tally) -> None:
         """As `Meter.show`."""
         self._speed.add(tally.ended)
-        total = tally.ended + tally.live
-        said = f"{tally.done:,}/{total:,} done  {tally.failed:,} failed"
-        if tally.live:
-            said += f"  {self._speed.per_second:,.0f} jobs/s  {self._speed.left(tally.live)}"
-        if not self._running:
-            self._running = True
-            self._progress.remove_task(self._task)
-            self._task = self._progress.add_task("files", total=total, said=said)
-        self._progress.update(self._task, total=total, completed=tally.ended, said=said)
+        said = _so_far(tally, self._speed)
+        self._progress.update(self._task, completed=tally.ended, said=said)
 
     def tell(self, line: str) -> None:
         """As `Meter.tell`."""
@@ -157,12 +168,28 @@ class Bar:
         self._progress.stop()
 
 
+def _beginning(tally: Tally) -> str:
+    text = "1 file" if tally.total == 1 else f"{tally.total:,} files"
+    if tally.ended:
+        text += f", {tally.ended:,} handled by earlier runs, {tally.live:,} to go"
+    if tally.running:
+        text += f" ({tally.running:,} of them held by another run: if that was killed, for 5 s)"
+    return text
+
+
+def _so_far(tally: Tally, speed: Speed) -> str:
+    text = f"{tally.done:,}/{tally.total:,} done, {tally.failed:,} failed"
+    if tally.live:
+        rate = speed.per_second
+        text += f", {rate:,.{0 if rate >= 10 else 1}f} jobs/s, {speed.left(tally.live)}"
+    return text
+
+
 def _progress() -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn
 
     return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=20),
         TextColumn("{task.fields[said]}", markup=False),
         console=console(stderr=True),
         refresh_per_second=8,

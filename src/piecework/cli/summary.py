@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
+from bisect import insort
 from dataclasses import dataclass, field
-from heapq import heappush, heappushpop
 from typing import TYPE_CHECKING, Any, Final
 
 from piecework import State
-from piecework.cli.files import Sums, decode_path, encode_path
-from piecework.cli.show import cell, console, out, printable, table
+from piecework.cli.files import Sums, decode_path, encode_path, relative
+from piecework.cli.show import cell, out, print_table, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from rich.text import Text
 
     from piecework import JobView
 
@@ -56,11 +55,8 @@ class Summary:
         self.bytes += sums["bytes"]
         self.lines += sums["lines"]
         self.words += sums["words"]
-        ranked = (sums["bytes"], path, sums)
-        if len(self.largest) < LARGEST:
-            heappush(self.largest, ranked)
-        elif ranked[:2] > self.largest[0][:2]:
-            heappushpop(self.largest, ranked)
+        insort(self.largest, (-sums["bytes"], path, sums))
+        del self.largest[LARGEST:]
 
     def add_failure(self, path: str, reason: str) -> None:
         """One more file could not be summed up."""
@@ -68,9 +64,6 @@ class Summary:
         self.failed += 1
         if self.keep is None or len(self.failures) < self.keep:
             self.failures.append((path, reason))
-
-    def _ranked(self) -> Sequence[tuple[int, str, Sums]]:
-        return sorted(self.largest, key=lambda each: (-each[0], each[1]))
 
     # ── shown ────────────────────────────────────────────────────────────────────────────────
 
@@ -84,44 +77,36 @@ class Summary:
             "bytes": self.bytes,
             "lines": self.lines,
             "words": self.words,
-            "largest": [{"path": path, **sums} for _, path, sums in self._ranked()],
+            "largest": [{"path": path, **sums} for _, path, sums in self.largest],
             "failures": [{"path": path, "reason": reason} for path, reason in self.failures],
         }
 
     def print(self) -> None:
         """Print the tables."""
-        terminal = console()
-        totals = table("FILES", "FAILED", "BYTES", "LINES", "WORDS", right=_NUMBERS)
         numbers = (self.files, self.failed, self.bytes, self.lines, self.words)
-        totals.add_row(*[cell(f"{number:,}") for number in numbers])
-        terminal.print(totals)
+        print_table(_TOTALS, [[cell(f"{number:,}") for number in numbers]], right=_TOTALS)
         if self.largest:
-            out(f"\nThe largest{f' {len(self.largest)}' if len(self.largest) > 1 else ''}:")
-            shown = table("BYTES", "LINES", "WORDS", "SHA-256", "FILE", right=_NUMBERS)
-            shown.columns[-1].overflow, shown.columns[-1].no_wrap = "fold", False
-            for size, path, sums in self._ranked():
-                shown.add_row(
-                    cell(f"{size:,}"),
-                    cell(f"{sums['lines']:,}"),
-                    cell(f"{sums['words']:,}"),
+            out("\nLargest:")
+            rows = [
+                [
+                    *[cell(f"{sums[name]:,}") for name in ("bytes", "lines", "words")],
                     cell(f"{sums['sha256'][:8]}…"),
-                    cell(self._relative(path)),
-                )
-            terminal.print(shown)
+                    self._name(path),
+                ]
+                for _, path, sums in self.largest
+            ]
+            head = ("BYTES", "LINES", "WORDS", "SHA-256", "FILE")
+            print_table(head, rows, right=_TOTALS, fold=["FILE"])
         if self.failures:
-            out(f"\nFailed: {self.failed:,}")
-            shown = table("REASON", "FILE")
-            shown.columns[-1].overflow, shown.columns[-1].no_wrap = "fold", False
-            for path, reason in self.failures:
-                shown.add_row(cell(reason), cell(self._relative(path)))
-            terminal.print(shown)
+            out("\nFailed:")
+            rows = [[self._name(path), cell(reason, "red")] for path, reason in self.failures]
+            print_table(("FILE", "REASON"), rows, fold=["FILE", "REASON"])
             if self.failed > len(self.failures):
                 out(f"and {self.failed - len(self.failures):,} more")
 
-    def _relative(self, path: str) -> str:
-        file = decode_path(path)
-        shown = os.path.relpath(file, self.root) if file != self.root else os.path.basename(file)
-        return printable(shown)
+    def _name(self, path: str) -> Text:
+        name = printable(relative(decode_path(path), self.root))
+        return cell(name if name == name.strip() else f"'{name}'")
 
 
-_NUMBERS: Final = ("FILES", "FAILED", "BYTES", "LINES", "WORDS")
+_TOTALS: Final = ("FILES", "FAILED", "BYTES", "LINES", "WORDS")

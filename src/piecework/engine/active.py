@@ -18,14 +18,13 @@ GRACE_SECONDS: Final = 1.0
 class Active:
     """A run that goes on in a slot: what it takes to stop it."""
 
-    __slots__ = ("definition", "killed", "run", "started", "task", "timer")
+    __slots__ = ("definition", "killed", "run", "task", "timer")
 
     def __init__(self, run: Run, definition: Definition, task: asyncio.Task[Any]) -> None:
         self.run = run
         self.definition = definition
         self.task = task
         self.timer: asyncio.TimerHandle | None = None
-        self.started = False
         self.killed = asyncio.Event() if definition.mode == "process" else None
 
     def stop(self, cause: Cause) -> None:
@@ -45,12 +44,11 @@ class Active:
             self.killed.set()
         elif not self.run.threaded:
             self.task.cancel()
+            self.release()  # pressed twice, a timer left over would hit the slot's next run
             loop = asyncio.get_running_loop()
             self.timer = loop.call_later(GRACE_SECONDS, self.press)  # until it obeys
 
     def release(self) -> None:
-        """The run is over: no timer fires into the next one, and the task is as before."""
+        """The run is over: no timer fires into the next one."""
         if self.timer is not None:
             self.timer.cancel()
-        while self.task.cancelling():
-            self.task.uncancel()

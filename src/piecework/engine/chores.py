@@ -39,6 +39,7 @@ RESCUE_SECONDS: Final = 1.5
 PRUNE_LIMIT: Final = 500
 PRUNE_SECONDS: Final = 60.0
 AFTER_CRASH: Final = Retry()
+RETIRE_SECONDS: Final = 5.0
 
 
 class Chores:
@@ -58,7 +59,7 @@ class Chores:
         ]
         self.nothing_due = False
         self._buffered_at: float | None = None
-        self._unknown: dict[JobId, int] = {}
+        self._unknown: dict[JobId, tuple[int, int]] = {}
         self._strays: set[asyncio.Task[None]] = set()
         self._pulse = _Pulse(store, self._sign, self._beaten, self._settings.beat)
 
@@ -71,12 +72,12 @@ class Chores:
         """No more beats. The worker's row goes, unless something of it still runs."""
         if self._listening is not None:
             self._listening.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._listening
+            await asyncio.gather(self._listening, return_exceptions=True)
         await self._pulse.stop()
         if retire:
-            with suppress(StoreUnavailable):
-                await self._store.retire(self._worker.id)
+            with suppress(StoreUnavailable, TimeoutError):
+                async with asyncio.timeout(RETIRE_SECONDS):
+                    await self._store.retire(self._worker.id)
 
     # ── beat ─────────────────────────────────────────────────────────────────────────────
 
@@ -107,6 +108,7 @@ class Chores:
         if answer.fate is Fate.LOST:
             self._worker.declared_lost()
             return
+        self._worker.registered()
         now_known = self._worker.known()
         for job_id, (fence, cancel) in answer.running.items():
             if cancel and now_known.get(job_id) == fence:
@@ -128,19 +130,34 @@ class Chores:
                 self._worker.lost_job(job_id, fence)
 
     def _find_unknown(self, answer: Beaten, now_known: dict[JobId, int]) -> None:
-        """A job unknown at two beats came with a claim whose answer was lost: give it back."""
-        ending = self._worker.settler.claims()
-        unknown = {
-            job_id: fence
-            for job_id, (fence, _) in answer.running.items()
-            if job_id not in now_known and (job_id, fence) not in ending
-        }
-        for job_id, fence in unknown.items():
-            if self._unknown.get(job_id) == fence:
-                task = self._loop.create_task(self._worker.give_back_stray(job_id, fence))
+        """A job unknown at two beats came with a claim whose answer was lost: give it back.
+
+        Unless a claim begun before the first beat is still under way: it may yet bring the job.
+        Both beats can be told at once, where a handler had blocked this loop.
+        """
+        worker, before = self._worker, self._unknown
+        ending = worker.settler.claims()
+        self._unknown = {}
+        for job_id, (fence, _) in answer.running.items():
+            if job_id in now_known or (job_id, fence) in ending:
+                continue
+            seen, claims = before.get(job_id, (0, 0))
+            if seen != fence:
+                self._unknown[job_id] = (fence, worker.claims_begun)
+                continue
+            self._unknown[job_id] = (fence, claims)
+            if worker.claims_ended >= claims:
+                task = self._loop.create_task(self._give_back_stray(job_id, fence))
                 self._strays.add(task)
                 task.add_done_callback(self._strays.discard)
-        self._unknown = unknown
+
+    async def _give_back_stray(self, job_id: JobId, fence: int) -> None:
+        with suppress(StoreUnavailable):  # the next beat finds it again
+            await self._worker.give_back_stray(job_id, fence)
+
+    def beat_now(self) -> None:
+        """The next beat comes at once."""
+        self._pulse.hurry()
 
     def buffered(self) -> None:
         """The buffer was filled just now."""
@@ -161,9 +178,11 @@ class Chores:
                         self._staging.wake()
                     if "control" in hint.what:
                         self._pulse.hurry()
-            except StoreUnavailable:
-                failures += 1
-                await asyncio.sleep(backoff(failures))
+            except Exception as error:  # noqa: BLE001 - without hints, polling goes on
+                if not failures:
+                    _log.warning("no hints, only polling for now: %s", error)
+            failures += 1
+            await asyncio.sleep(backoff(failures))
 
     # ── stage, rescue, prune ─────────────────────────────────────────────────────────────
 
@@ -224,8 +243,10 @@ class _Pulse:
         self._beaten = beaten
         self._every = every.total_seconds()
         self._home = asyncio.get_running_loop()
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._hurry: asyncio.Event | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
         self._last: tuple[float, datetime] | None = None
@@ -234,21 +255,29 @@ class _Pulse:
     async def start(self) -> None:
         """The first beat is done; raises what the store raised."""
         await self._beat()
+        self._loop = self._runner.get_loop()  # from now on it can be hurried
         self._thread = threading.Thread(target=self._main, name="piecework-pulse", daemon=True)
         self._thread.start()
 
     async def stop(self) -> None:
-        """The thread is gone."""
+        """The thread is gone, even if a beat of it waits for the store."""
         self._stopped.set()
-        self.hurry()
+        self._tell(self._interrupt)
         if self._thread is not None:
             await self._home.run_in_executor(None, self._thread.join)
 
     def hurry(self) -> None:
         """Beat now: something about our jobs may have changed."""
-        if self._loop is not None and self._hurry is not None:
+        self._tell(self._hurry.set)
+
+    def _tell(self, what: Callable[[], object]) -> None:
+        if self._loop is not None:
             with suppress(RuntimeError):  # the thread has just ended
-                self._loop.call_soon_threadsafe(self._hurry.set)
+                self._loop.call_soon_threadsafe(what)
+
+    def _interrupt(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
 
     def is_steady(self, lease: timedelta) -> bool:
         """Whether this process could beat all along: who was away waits one lease."""
@@ -256,18 +285,18 @@ class _Pulse:
         return since is None or time.monotonic() - since >= lease.total_seconds()
 
     def _main(self) -> None:
-        asyncio.run(self._forever())
+        with suppress(asyncio.CancelledError), self._runner:
+            self._runner.run(self._forever())
 
     async def _forever(self) -> None:
-        self._loop, self._hurry = asyncio.get_running_loop(), asyncio.Event()
+        self._task = asyncio.current_task()
         failures = 0
         while not self._stopped.is_set():
             delay = self._every if not failures else min(self._every, backoff(failures))
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), delay)
+                async with asyncio.timeout(delay):
+                    await self._hurry.wait()
             self._hurry.clear()
-            if self._stopped.is_set():
-                return
             try:
                 await self._beat()
                 failures = 0

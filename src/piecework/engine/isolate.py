@@ -212,6 +212,7 @@ class Children:
             "file": place.file,
             "qualname": place.qualname,
             "claim": wire.encode_claim(run.claimed),
+            "max_bytes": definition.limit_bytes,
             "deadline": None if run.deadline is None else run.deadline.isoformat(),
         }
 

@@ -108,11 +108,11 @@ class Settler:
             if len(batch) > 1:
                 _log.warning("a batch of outcomes holds one that cannot be stored: %s", error)
                 return [pair for ending in batch for pair in await self._write([ending])]
-            if isinstance(batch[0].outcome, Failed):
-                raise
+            bare = Ending(batch[0].job, Failed(_UNSTORABLE, None))
+            if batch[0] == bare:
+                raise  # nothing is left that could be left out: it is the store's own trouble
             _log.exception("the outcome of job %s cannot be stored", batch[0].job.id)
-            info = ErrorInfo(type(error).__name__, f"its outcome cannot be stored: {error}")
-            return await self._write([Ending(batch[0].job, Failed(info, None))])
+            return await self._write([bare])
         if not refused:
             return []
         by_move = {id(move): ending for move, ending in zip(moves, batch, strict=True)}
@@ -171,6 +171,9 @@ _NAMES: Final[dict[type[Outcome], str]] = {
     Parked: "parked",
     GivenBack: "given back",
 }
+
+
+_UNSTORABLE: Final = ErrorInfo("Unstorable", "its outcome cannot be stored: see the worker's log")
 
 
 def _error_of(outcome: Outcome) -> ErrorInfo | None:

@@ -21,11 +21,20 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from piecework.core import lifecycle
+from piecework.core.errors import Cancelled
 from piecework.core.job import Claimed, JobId, WorkerId
-from piecework.core.lifecycle import ErrorInfo, Failed, GivenBack, Outcome, Parked, Released
+from piecework.core.lifecycle import (
+    ErrorInfo,
+    Failed,
+    GivenBack,
+    Outcome,
+    Parked,
+    Released,
+    Stopped,
+)
 from piecework.engine.active import GRACE_SECONDS, Active
 from piecework.engine.chores import Chores
-from piecework.engine.executor import Executor, describe, retry_delay
+from piecework.engine.executor import Executor, calm, describe, judge, retry_delay
 from piecework.engine.isolate import Children, NotLoadable, is_importable
 from piecework.engine.loop import FOREVER, Loop
 from piecework.engine.reports import Reports
@@ -94,6 +103,7 @@ class Worker:
         self._threads = ThreadPoolExecutor(settings.concurrency, "piecework-handler")
         self._executor = Executor(registry.services, self._threads)
         self._children = Children()
+        self._quarantine = Children()  # for jobs that crashed a worker: nobody else runs there
         self._buffer: deque[Claimed] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._busy = 0
@@ -103,7 +113,9 @@ class Worker:
         self._lonely = 0
         self._seconds_per_job = 1.0
         self._stopping = False
+        self._registered = True
         self._claim_under_way: asyncio.Future[list[Claimed]] | None = None
+        self.claims_begun = self.claims_ended = 0
         self._tasks: list[asyncio.Task[Any]] = []
         self._slot_tasks: list[asyncio.Task[Any]] = []
         self._capture = LogCapture()
@@ -170,13 +182,21 @@ class Worker:
 
     async def _end(self) -> None:
         self._capture.remove()
-        for task in [*self._tasks, *self._slot_tasks]:
+        # A run that would not stop keeps its slot's task, and its job: see abandon().
+        stubborn = {active.task for active in self._active.values()}
+        ending = [*self._tasks, *(task for task in self._slot_tasks if task not in stubborn)]
+        for task in ending:
             task.cancel()
-        await asyncio.gather(*self._tasks, *self._slot_tasks, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
         await self._children.close()
+        await self._quarantine.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
-        stubborn = any(active.run.threaded for active in self._active.values())
         await self.chores.stop(retire=not stubborn)
+
+    def _torn_down(self) -> bool:
+        """Whether the loops are gone or going: by `stop`, or because all tasks were cancelled."""
+        claiming = self._tasks[0]
+        return claiming.done() or claiming.cancelling() > 0
 
     async def _wait_for_runs(self, seconds: float, now: asyncio.Event | None = None) -> None:
         waits = [asyncio.ensure_future(self._until_quiet(0))]
@@ -203,12 +223,13 @@ class Worker:
                     await self._written.wait()
 
     async def abandon(self) -> None:
-        """What still runs in threads is released; only for a process that ends right now."""
+        """What still runs is released; only for a process that ends right now."""
         for active in self._active.values():
             active.stop("lost")
             self.settler.add(Ending(active.run.claimed, Released(), self._store.clock.now()))
         while len(self.settler):
             await self.settler.tick()
+        await self._store.retire(self.id)
 
     async def run_until_idle(self) -> None:
         """Return once nothing is due and nothing runs: scheduled retries are not waited for."""
@@ -233,7 +254,7 @@ class Worker:
         return min(MOST_AHEAD, int(self._slots * AHEAD_SECONDS / max(self._seconds_per_job, 1e-6)))
 
     def _may_claim(self) -> bool:
-        return not (self._stopping or self._lonely)
+        return self._registered and not (self._stopping or self._lonely)
 
     async def _claim(self) -> float:
         if not self._may_claim():
@@ -257,8 +278,12 @@ class Worker:
         if ask.free + ask.ahead == 0:
             return FOREVER
         rounds = self.settler.rounds
-        self._claim_under_way = asyncio.ensure_future(self._store.claim(ask))
-        claimed = await asyncio.shield(self._claim_under_way)
+        self.claims_begun += 1
+        try:
+            self._claim_under_way = asyncio.ensure_future(self._store.claim(ask))
+            claimed = await asyncio.shield(self._claim_under_way)
+        finally:
+            self.claims_ended += 1
         if ask.worker != self.id or not self._may_claim():
             self._undo(claimed)  # lost, stopping or busy alone while the answer was under way
             return FOREVER
@@ -301,6 +326,7 @@ class Worker:
             if job.fence == fence and job.worker == self.id:
                 _log.warning("job %s came with a claim whose answer was lost; given back", job_id)
                 await self._store.apply([lifecycle.give_back(job)])
+                self.claiming.wake()
 
     def _undo(self, claimed: Sequence[Claimed]) -> None:
         for job in claimed:
@@ -316,6 +342,10 @@ class Worker:
         """What has waited in the buffer for a beat is another worker's to run."""
         self._give_back()
         self._seconds_per_job = max(self._seconds_per_job, 1.0)  # the guess was far too good
+
+    def _drop(self, job: Claimed) -> None:
+        self._buffer.remove(job)
+        self._forget(job)
 
     def _forget(self, job: Claimed) -> None:
         if job.kind in self._registry.limited:
@@ -352,6 +382,8 @@ class Worker:
                 self._forget(job)
                 if self._stopping or self._lonely:
                     self._run_ended.set()
+            if self._torn_down():
+                return
             taken = loop.time() - began
             self._seconds_per_job += 0.05 * (taken - self._seconds_per_job)
             since_yield += 1
@@ -402,9 +434,11 @@ class Worker:
         if is_importable(definition):
             active.killed = active.killed or asyncio.Event()
             try:
-                return await self._children.run(definition, active.run, active.killed, fresh=True)
+                return await self._quarantine.run(definition, active.run, active.killed)
             except NotLoadable:
                 active.killed = None
+        if active.run.halted:
+            return judge(definition, active.run, Cancelled(active.run.stopping))
         assert self._alone is not None
         self._lonely += 1  # nothing more is claimed or started until it is over
         try:
@@ -412,6 +446,9 @@ class Worker:
                 self._give_back()
                 await self._until_quiet(self._lonely)
                 return await self._executor.execute(definition, value, active.run)
+        except asyncio.CancelledError as error:  # it was stopped while it waited to be alone
+            await calm()
+            return judge(definition, active.run, error)
         finally:
             self._lonely -= 1
             self.claiming.wake()
@@ -428,6 +465,10 @@ class Worker:
         """Somebody wants this run to stop."""
         if active := self._active.get(job_id):
             active.stop("cancel")
+            return
+        for job in [job for job in self._buffer if job.id == job_id]:
+            self._drop(job)
+            self.settler.add(Ending(job, Stopped()))
 
     def lost_job(self, job_id: JobId, fence: int) -> None:
         """The job is another's: the run is stopped and nothing of it is recorded."""
@@ -437,8 +478,7 @@ class Worker:
             active.stop("lost")
             return
         for job in [job for job in self._buffer if job.id == job_id and job.fence == fence]:
-            self._buffer.remove(job)
-            self._forget(job)
+            self._drop(job)
 
     def declared_lost(self) -> None:
         """Others took this worker for dead: it stops its handlers and begins anew."""
@@ -446,7 +486,15 @@ class Worker:
         for job_id, fence in self.known().items():
             self.lost_job(job_id, fence)
         self.id = self.settler.worker = WorkerId(uuid4())
-        self.claiming.wake()
+        # Not before its first beat may it claim: a job in an unknown name is taken for an orphan.
+        self._registered = False
+        self.chores.beat_now()
+
+    def registered(self) -> None:
+        """The store knows this worker."""
+        if not self._registered:
+            self._registered = True
+            self.claiming.wake()
 
     def _settled(self) -> None:
         self._written.set()
