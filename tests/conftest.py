@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from piecework import Piecework
-
-MakeApp = Callable[..., Piecework]
+from tests.helpers import MakeApp
 
 
 @pytest.fixture(params=["memory", "sqlite"])

@@ -83,7 +83,10 @@ def test_only_a_flexible_column_gives_way(
     assert row.count("…") == 2
 
 
-def test_a_pipe_gets_whole_cells(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_gets_whole_cells(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     print_table(("KIND", "N"), [[cell("k" * 300), cell(7)]], right=["N"], cut=["KIND"])
     head, row = capsys.readouterr().out.splitlines()
     assert row == f"{'k' * 300}  7"

@@ -104,9 +104,9 @@ def by_attempt(run: Run) -> str:
 
 @app.handler(isolate="process")
 def reports(run: Run) -> None:
-    run.progress(1, 4, "one")
-    run.save({"rows": [1, 2]})
-    run.progress(2, 4, "two")
+    run.progress(1, 4, "one")  # type: ignore[unused-awaitable]
+    run.save({"rows": [1, 2]})  # type: ignore[unused-awaitable]
+    run.progress(2, 4, "two")  # type: ignore[unused-awaitable]
     run.log.info("from run.log")
     logging.getLogger("mine").warning("from logging")
     logging.getLogger("mine").debug("not kept")
@@ -118,7 +118,7 @@ def reports(run: Run) -> None:
 @app.handler(isolate="process")
 def saves_too_much(size: int, run: Run = inject()) -> str:
     try:
-        run.save("x" * size)
+        run.save("x" * size)  # type: ignore[unused-awaitable]
     except ValueError as error:
         return type(error).__name__
     return "saved"

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from piecework import Handle, Piecework, Run, State, inject
-from tests.helpers import until
+from tests.helpers import MakeApp, until
 
 
 @dataclass(frozen=True)
@@ -530,7 +530,11 @@ async def test_a_handler_that_cancels_its_own_task_fails_and_the_slot_lives(
         await asyncio.sleep(0)
         return "lives"
 
-    first, second, third = await suicidal.enqueue(), await forgiving.enqueue(), await after.enqueue()
+    first, second, third = (
+        await suicidal.enqueue(),
+        await forgiving.enqueue(),
+        await after.enqueue(),
+    )
     await app.run_until_idle(concurrency=1)
     assert (await first.get()).state is State.FAILED
     assert "CancelledError" in ((await first.get()).error or "")
@@ -574,7 +578,7 @@ async def test_a_partial_and_a_builtin_can_be_handlers_under_a_kind(app: Piecewo
 # ── options of a kind ────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_renamed_kind_still_runs_under_its_alias(make_app: Any) -> None:
+async def test_a_renamed_kind_still_runs_under_its_alias(make_app: MakeApp) -> None:
     app = make_app()
 
     @app.handler(kind="new", aliases=["old", "older"])

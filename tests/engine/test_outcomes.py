@@ -23,7 +23,7 @@ from piecework import (
     Snooze,
     State,
 )
-from tests.helpers import outcomes
+from tests.helpers import MakeApp, outcomes
 
 AT_ONCE = Retry(base=0)
 
@@ -109,7 +109,7 @@ async def test_a_result_json_cannot_hold_fails_the_job_without_a_retry(
     assert "result" in (view.error or "")
 
 
-async def test_a_result_beyond_the_limit_fails_the_job_without_a_retry(make_app: Any) -> None:
+async def test_a_result_beyond_the_limit_fails_the_job_without_a_retry(make_app: MakeApp) -> None:
     app = make_app(max_args_bytes=1_000)
 
     @app.handler(retry=AT_ONCE)
@@ -267,9 +267,7 @@ async def test_max_attempts_of_the_enqueue_tops_the_kinds(app: Piecework) -> Non
 
 
 @pytest.mark.parametrize("style", ["async", "thread"])
-async def test_give_up_fails_the_job_whatever_attempts_are_left(
-    app: Piecework, style: str
-) -> None:
+async def test_give_up_fails_the_job_whatever_attempts_are_left(app: Piecework, style: str) -> None:
     view = await ended(app, raising(app, GiveUp("no such user"), style=style, retry=AT_ONCE))
     assert (view.state, view.attempt, view.error) == (State.FAILED, 1, "GiveUp: no such user")
 
@@ -391,9 +389,7 @@ async def test_whatever_a_handler_raises_is_recorded_and_the_worker_lives(
     """F12, F13: each is an ordinary failed attempt, retried as the policy says."""
     handles: dict[str, Handle[Any]] = {}
     for name, make in ERRORS.items():
-        handler = raising(
-            app, make(), style=style, kind=name, max_attempts=2, retry=Retry(base=0)
-        )
+        handler = raising(app, make(), style=style, kind=name, max_attempts=2, retry=Retry(base=0))
         handles[name] = await handler.enqueue()
 
     @app.handler

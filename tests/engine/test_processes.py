@@ -236,7 +236,7 @@ async def test_what_the_child_cannot_import_fails_and_says_so(
     app: Piecework, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handler = adopt(isolated.pid_of, app, max_attempts=1)
-    monkeypatch.setattr(isolated.pid_of.__wrapped__, "__qualname__", "no_such")  # type: ignore[attr-defined]
+    monkeypatch.setattr(isolated.pid_of.__wrapped__, "__qualname__", "no_such")
     handle = await handler.enqueue(1)
     await app.run_until_idle()
     with pytest.raises(JobFailed, match="NotImportable: the child process cannot import it"):

@@ -26,7 +26,7 @@ from piecework import (
     inject,
 )
 from piecework.engine import active
-from tests.helpers import outcomes, until, until_state
+from tests.helpers import MakeApp, outcomes, until, until_state
 
 QUICK: dict[str, Any] = {"lease": 0.6, "beat": 0.1, "poll": 0.05}
 """A worker that hears of a cancel within a tenth of a second even without hints."""
@@ -201,9 +201,7 @@ async def test_check_raises_cancelled_and_the_run_fails_by_its_limit(app: Piecew
     assert ((await handle.get()).error or "").startswith("TimeoutError: ran longer")
 
 
-async def test_a_limit_does_not_reach_the_slots_next_run(
-    app: Piecework, quick_grace: None
-) -> None:
+async def test_a_limit_does_not_reach_the_slots_next_run(app: Piecework, quick_grace: None) -> None:
     """A timer left over from a run that was stopped twice once cancelled the run after it."""
 
     @app.handler(max_attempts=1)
@@ -222,8 +220,8 @@ async def test_a_limit_does_not_reach_the_slots_next_run(
         first = await stopped_twice.using(timeout=0.3).enqueue()
         second = await after.enqueue()
         await until(lambda: worker.busy)
-        worker.cancel(first.id)
-        worker.lost_job(first.id, 1)
+        worker.cancel((first.id, 1))
+        worker.lost_job((first.id, 1))
         assert await second.result(timeout=5) == "undisturbed"
         assert await outcomes(second) == ["completed"]
 
@@ -475,7 +473,7 @@ async def test_twenty_cancels_at_once_record_one(app: Piecework) -> None:
 
 
 async def test_a_cancel_from_another_app_on_the_file_reaches_the_run(
-    make_app: Any, sqlite_url: str
+    make_app: MakeApp, sqlite_url: str
 ) -> None:
     mine, theirs = make_app(sqlite_url), make_app(sqlite_url)
     started = asyncio.Event()

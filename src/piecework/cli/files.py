@@ -19,6 +19,8 @@ __all__ = ["Found", "Sums", "Trouble", "decode_path", "encode_path", "relative",
 CHUNK: Final = 256 * 1024
 _SPACE: Final = b" \t\n\v\f\r"
 _BLANKS: Final = bytes(0x20 if byte in _SPACE else 0x78 for byte in range(256))
+# As in wc, a control character neither begins a word nor ends one; bytes of UTF-8 belong to words.
+_CONTROLS: Final = bytes({*range(0x20), 0x7F} - {*_SPACE})
 _OPEN: Final = (
     os.O_RDONLY
     | getattr(os, "O_CLOEXEC", 0)
@@ -45,7 +47,7 @@ class Trouble:
 
 
 class Sums(TypedDict):
-    """What is in a file: `lines` and `words` as `wc` counts them, byte by byte."""
+    """What is in a file: `lines` and `words` as `wc` counts them in UTF-8 text."""
 
     sha256: str
     bytes: int
@@ -147,10 +149,10 @@ def _sum_up(path: str, check: Callable[[], None]) -> Sums:
             digest.update(chunk)
             size += len(chunk)
             lines += chunk.count(b"\n")
-            blanks = chunk.translate(_BLANKS)
+            blanks = chunk.translate(_BLANKS, _CONTROLS)
             # A word begins where an x follows a blank, or the beginning.
             words += blanks.count(b" x") + (not inside and blanks.startswith(b"x"))
-            inside = blanks.endswith(b"x")
+            inside = blanks.endswith(b"x") or (inside and not blanks)
             check()
     finally:
         os.close(file)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from piecework.core.job import JobId, WorkerId
+    from piecework.engine.settler import Claim
     from piecework.engine.worker import Worker
     from piecework.ports import Beaten, Store
 
@@ -81,7 +82,7 @@ class Chores:
 
     # ── beat ─────────────────────────────────────────────────────────────────────────────
 
-    def _sign(self) -> tuple[Beat, dict[JobId, int]]:
+    def _sign(self) -> tuple[Beat, set[Claim]]:
         """Return the beat and what the worker held before it; called on the beat's thread."""
         worker, settings = self._worker, self._settings
         beat = Beat(
@@ -99,9 +100,9 @@ class Chores:
                 return beat, worker.known()
             except RuntimeError:  # the worker's thread changed a dict meanwhile: look again
                 continue
-        return beat, {}
+        return beat, set()
 
-    def _beaten(self, worker: WorkerId, answer: Beaten, known: dict[JobId, int]) -> None:
+    def _beaten(self, worker: WorkerId, answer: Beaten, known: set[Claim]) -> None:
         """Compare what the store says runs here with what does; on the worker's own loop."""
         if worker != self._worker.id:
             return
@@ -111,8 +112,8 @@ class Chores:
         self._worker.registered()
         now_known = self._worker.known()
         for job_id, (fence, cancel) in answer.running.items():
-            if cancel and now_known.get(job_id) == fence:
-                self._worker.cancel(job_id)
+            if cancel and (job_id, fence) in now_known:
+                self._worker.cancel((job_id, fence))
         self._find_lost(answer, known, now_known)
         self._find_unknown(answer, now_known)
         if self._buffered_at is not None:
@@ -121,15 +122,13 @@ class Chores:
                 self._buffered_at = None
                 self._worker.give_back_unstarted()
 
-    def _find_lost(
-        self, answer: Beaten, known: dict[JobId, int], now_known: dict[JobId, int]
-    ) -> None:
-        for job_id, fence in known.items():
+    def _find_lost(self, answer: Beaten, known: set[Claim], now_known: set[Claim]) -> None:
+        for job_id, fence in known & now_known:
             there = answer.running.get(job_id)
-            if (there is None or there[0] != fence) and now_known.get(job_id) == fence:
-                self._worker.lost_job(job_id, fence)
+            if there is None or there[0] != fence:
+                self._worker.lost_job((job_id, fence))
 
-    def _find_unknown(self, answer: Beaten, now_known: dict[JobId, int]) -> None:
+    def _find_unknown(self, answer: Beaten, now_known: set[Claim]) -> None:
         """A job unknown at two beats came with a claim whose answer was lost: give it back.
 
         Unless a claim begun before the first beat is still under way: it may yet bring the job.
@@ -139,7 +138,7 @@ class Chores:
         ending = worker.settler.claims()
         self._unknown = {}
         for job_id, (fence, _) in answer.running.items():
-            if job_id in now_known or (job_id, fence) in ending:
+            if (job_id, fence) in now_known or (job_id, fence) in ending:
                 continue
             seen, claims = before.get(job_id, (0, 0))
             if seen != fence:
@@ -234,8 +233,8 @@ class _Pulse:
     def __init__(
         self,
         store: Store,
-        sign: Callable[[], tuple[Beat, dict[JobId, int]]],
-        beaten: Callable[[WorkerId, Beaten, dict[JobId, int]], None],
+        sign: Callable[[], tuple[Beat, set[Claim]]],
+        beaten: Callable[[WorkerId, Beaten, set[Claim]], None],
         every: timedelta,
     ) -> None:
         self._store = store

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from piecework.core import lifecycle
 from piecework.core.errors import StoreUnavailable
@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     from piecework.core.lifecycle import Transition
     from piecework.ports import Refused, Store
 
-__all__ = ["BATCH", "Ending", "Settler"]
+__all__ = ["BATCH", "Claim", "Ending", "Settler"]
 
 _log: Final = logging.getLogger("piecework.engine")
 BATCH: Final = 512
+
+Claim: TypeAlias = "tuple[JobId, int]"
+"""Whose job it is: its id, and the fence of the claim."""
 
 
 class Ending(NamedTuple):
@@ -73,8 +76,8 @@ class Settler:
         """Return how many endings are not written yet."""
         return len(self._outbox) + len(self._in_flight)
 
-    def claims(self) -> set[tuple[JobId, int]]:
-        """Return (id, fence) of the claims whose ending is on its way."""
+    def claims(self) -> set[Claim]:
+        """Return the claims whose ending is on its way."""
         return {
             (ending.job.id, ending.job.fence)
             for endings in (self._outbox, self._in_flight)

@@ -38,7 +38,7 @@ from piecework.engine.executor import Executor, calm, describe, judge, retry_del
 from piecework.engine.isolate import Children, NotLoadable, is_importable
 from piecework.engine.loop import FOREVER, Loop
 from piecework.engine.reports import Reports
-from piecework.engine.settler import Ending, Settler
+from piecework.engine.settler import Claim, Ending, Settler
 from piecework.handlers.codec import Undecodable
 from piecework.handlers.run import Run
 from piecework.observe import LogCapture
@@ -107,7 +107,7 @@ class Worker:
         self._buffer: deque[Claimed] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._busy = 0
-        self._active: dict[JobId, Active] = {}
+        self._active: dict[Claim, Active] = {}
         self._by_kind: Counter[str] = Counter()
         self._alone: asyncio.Lock | None = None
         self._lonely = 0
@@ -405,7 +405,7 @@ class Worker:
             return
         deadline = None if job.timeout is None else started_at + timedelta(seconds=job.timeout)
         run = Run(job, self.reports, deadline=deadline, logs=self.reports.logs(job.id))
-        active = self._active[job.id] = Active(run, definition, task)
+        active = self._active[job.id, job.fence] = Active(run, definition, task)
         if job.timeout is not None:
             loop = asyncio.get_running_loop()
             active.timer = loop.call_later(job.timeout, active.stop, "timeout")
@@ -413,9 +413,9 @@ class Worker:
             outcome = await self._outcome(definition, value, active)
         finally:
             active.release()
-            del self._active[job.id]
+            del self._active[job.id, job.fence]
         if outcome is not None:
-            progress, logs = self.reports.take(job.id), run.logs.take(last=True)
+            progress, logs = self.reports.take(run), run.logs.take(last=True)
             self.settler.add(Ending(job, outcome, started_at, progress, logs))
 
     async def _outcome(self, definition: Definition, value: Any, active: Active) -> Outcome | None:
@@ -455,36 +455,40 @@ class Worker:
 
     # ── what the chores tell ─────────────────────────────────────────────────────────────
 
-    def known(self) -> dict[JobId, int]:
-        """Return the claims this worker believes to hold: {id: fence}."""
-        known = {job.id: job.fence for job in self._buffer}
-        known.update((job_id, active.run.fence) for job_id, active in self._active.items())
-        return known
+    def known(self) -> set[Claim]:
+        """Return the claims this worker believes to hold.
 
-    def cancel(self, job_id: JobId) -> None:
+        It can be two of one job: one that was lost and whose handler still stops, and a new one.
+        """
+        return {(job.id, job.fence) for job in self._buffer} | self._active.keys()
+
+    def cancel(self, claim: Claim) -> None:
         """Somebody wants this run to stop."""
-        if active := self._active.get(job_id):
+        if active := self._active.get(claim):
             active.stop("cancel")
             return
-        for job in [job for job in self._buffer if job.id == job_id]:
+        for job in self._buffered(claim):
             self._drop(job)
             self.settler.add(Ending(job, Stopped()))
 
-    def lost_job(self, job_id: JobId, fence: int) -> None:
+    def lost_job(self, claim: Claim) -> None:
         """The job is another's: the run is stopped and nothing of it is recorded."""
-        active = self._active.get(job_id)
-        if active is not None and active.run.fence == fence:
-            _log.warning("lost job %s to another worker; its handler is stopped", job_id)
-            active.stop("lost")
+        if active := self._active.get(claim):
+            if active.run.stopping != "lost":
+                _log.warning("lost job %s to another worker; its handler is stopped", claim[0])
+                active.stop("lost")
             return
-        for job in [job for job in self._buffer if job.id == job_id and job.fence == fence]:
+        for job in self._buffered(claim):
             self._drop(job)
+
+    def _buffered(self, claim: Claim) -> list[Claimed]:
+        return [job for job in self._buffer if (job.id, job.fence) == claim]
 
     def declared_lost(self) -> None:
         """Others took this worker for dead: it stops its handlers and begins anew."""
         _log.error("this worker did not beat for a lease and was declared lost; beginning anew")
-        for job_id, fence in self.known().items():
-            self.lost_job(job_id, fence)
+        for claim in self.known():
+            self.lost_job(claim)
         self.id = self.settler.worker = WorkerId(uuid4())
         # Not before its first beat may it claim: a job in an unknown name is taken for an orphan.
         self._registered = False

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
+from piecework.core.attempts import storable
 from piecework.core.errors import Cancelled
 from piecework.observe import RunLogger, RunLogs
 
@@ -203,7 +204,8 @@ class Run:
         for value in (done, total):
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"progress must be a finite number of at least 0, not {value}")
-        return self._channel.progress(self, Progress(done=done, total=total, message=message))
+        text = None if message is None else storable(message)
+        return self._channel.progress(self, Progress(done=done, total=total, message=text))
 
     def save(self, partial: Any) -> Awaitable[None]:
         """The partial result is stored, and kept if the run fails.
