@@ -100,7 +100,7 @@ def test_the_table_says_which_aims_are_met(
     rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
     assert [row["met"] for row in rows] == [False, True, True, None]
     assert rows[0]["ratio"] == 0.5
-    assert rows[0]["aim"] == "≥ 0.6 ×"
+    assert rows[0]["aim"] == "≥ 0.6×"
     assert main("memory://", quick=True) == 0
     table = capsys.readouterr().out
     assert "0.40 / 1.90 ms" in table

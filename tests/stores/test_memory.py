@@ -16,6 +16,7 @@ from piecework.core import lifecycle
 from piecework.core.job import Retention, State
 from piecework.core.lifecycle import Completed
 from piecework.ports import QueueChange
+from piecework.stores._shelf import Lane
 from piecework.stores.memory import MemoryStore
 from piecework.testing import FakeClock, StoreConformance, make_machine, new_job
 from piecework.testing.suite.base import Hand, seconds
@@ -124,6 +125,38 @@ async def test_what_was_pruned_leaves_no_trace(
     for day in range(1, 9):
         await a_day(day)
     assert weight(store) <= before * 1.1
+
+
+async def test_queues_that_only_named_workers_serve_are_forgotten(
+    store: MemoryStore, hand: Hand
+) -> None:
+    """One worker for each customer, a queue for each: the board of every queue must not grow."""
+    for number in range(500):
+        name = f"queue-{number}"
+        await store.insert([new_job(queue=name)])
+        await hand.finish(await hand.take(queues=(name,)))
+        await store.prune(NOTHING, limit=10)
+    assert len(store._boards[None].heap) <= 200
+    assert store._queues == {}
+
+
+async def test_a_claim_does_not_walk_along_a_closed_queue(
+    store: MemoryStore, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million paused jobs cost a claim nothing."""
+    await store.configure([QueueChange(name="paused", paused=True)])
+    await store.insert([new_job(queue="paused", priority=9) for _ in range(100)])
+    await store.insert([new_job() for _ in range(3)])
+    walked, walk = list[str](), Lane.take
+
+    def count(lane: Lane, head: Any) -> None:
+        walked.append(lane.queue)
+        walk(lane, head)
+
+    monkeypatch.setattr(Lane, "take", count)
+    for queues in (None, ("paused", "default")):
+        await hand.claim(2, queues=queues)
+    assert walked == ["default"] * 3
 
 
 async def test_putting_one_job_off_again_and_again_leaves_no_trace(

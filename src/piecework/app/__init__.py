@@ -66,7 +66,9 @@ class Piecework:
             raise ValueError('give a store URL, such as Piecework("sqlite:///jobs.db"), or store=')
         if not isinstance(given, str) and not (hasattr(given, "insert") and hasattr(given, "find")):
             what = type(given).__name__
-            raise TypeError(f'give a store URL, such as "sqlite:///jobs.db", or a Store, not {what}')
+            raise TypeError(
+                f'give a store URL, such as "sqlite:///jobs.db", or a Store, not {what}'
+            )
         if isinstance(max_args_bytes, bool) or not isinstance(max_args_bytes, int):  # pyright: ignore[reportUnnecessaryIsInstance] - the door
             what = type(max_args_bytes).__name__
             raise TypeError(f"max_args_bytes must be a number of bytes, not {what}")

@@ -15,14 +15,7 @@ from weakref import WeakKeyDictionary
 
 from piecework.client.follow import Follower
 from piecework.client.options import EnqueueOptions, as_id, as_instant, resolve
-from piecework.client.views import (
-    JobEvent,
-    JobView,
-    Report,
-    progress_of,
-    read_progress,
-    view_of,
-)
+from piecework.client.views import JobEvent, JobView, Report, progress_of, read_progress, view_of
 from piecework.core import lifecycle
 from piecework.core.attempts import attempt_of, decode_error
 from piecework.core.errors import DuplicateJob, JobCancelled, JobExpired, JobFailed, JobNotFound

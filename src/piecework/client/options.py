@@ -14,7 +14,16 @@ from piecework.core.job import NOW, JobId, Moment, OnDuplicate, Scope
 from piecework.handlers.names import check_key, check_metadata, check_name
 from piecework.handlers.options import as_seconds
 
-__all__ = ["EnqueueOptions", "Resolved", "Unique", "as_due", "as_id", "as_instant", "as_wait", "resolve"]
+__all__ = [
+    "EnqueueOptions",
+    "Resolved",
+    "Unique",
+    "as_due",
+    "as_id",
+    "as_instant",
+    "as_wait",
+    "resolve",
+]
 
 Unique: TypeAlias = Literal["live", "forever"] | timedelta
 _LONGEST: Final = timedelta(days=36_525)

@@ -58,11 +58,14 @@ class Progress:
 
     @classmethod
     def decode(cls, text: str | None, partial: str | None) -> Progress | None:
-        """Return what was stored, or None if nothing was."""
+        """Return what was stored, or None if nothing was, or nothing of ours."""
         if text is None and partial is None:
             return None
-        done, total, message = json.loads(text) if text is not None else (0, None, None)
-        value = json.loads(partial) if partial is not None else None
+        try:
+            done, total, message = json.loads(text) if text is not None else (0, None, None)
+            value = json.loads(partial) if partial is not None else None
+        except (ValueError, TypeError, RecursionError):
+            return None
         return cls(done=done, total=total, message=message, partial=value)
 
 
