@@ -40,3 +40,9 @@ async def make_app(url: str) -> AsyncIterator[MakeApp]:
 @pytest.fixture
 async def app(make_app: MakeApp) -> Piecework:
     return make_app()
+
+
+@pytest.fixture
+async def sqlite_app(sqlite_url: str) -> AsyncIterator[Piecework]:
+    async with Piecework(sqlite_url) as app:
+        yield app

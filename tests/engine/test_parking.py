@@ -203,9 +203,9 @@ ROWS_BY_HAND = {
 
 
 async def test_rows_put_in_by_hand_stop_neither_the_worker_nor_a_listing(
-    make_app: MakeApp, sqlite_url: str, tmp_path: Path
+    sqlite_app: Piecework, tmp_path: Path
 ) -> None:
-    app = make_app(sqlite_url)
+    app = sqlite_app
 
     @app.handler(max_attempts=1)
     async def work() -> str:

@@ -473,9 +473,9 @@ async def test_twenty_cancels_at_once_record_one(app: Piecework) -> None:
 
 
 async def test_a_cancel_from_another_app_on_the_file_reaches_the_run(
-    make_app: MakeApp, sqlite_url: str
+    sqlite_app: Piecework, sqlite_url: str
 ) -> None:
-    mine, theirs = make_app(sqlite_url), make_app(sqlite_url)
+    mine, theirs = sqlite_app, Piecework(sqlite_url)
     started = asyncio.Event()
 
     @mine.handler
@@ -488,6 +488,7 @@ async def test_a_cancel_from_another_app_on_the_file_reaches_the_run(
         await asyncio.wait_for(started.wait(), 5)
         assert await theirs.job(handle.id).cancel("from next door")
         view = await until_state(handle, "cancelled")
+    await theirs.close()
     assert view.reason == "from next door"
 
 

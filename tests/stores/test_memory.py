@@ -44,7 +44,7 @@ async def fresh(clock: FakeClock) -> AsyncIterator[MemoryStore]:
 
 
 TestHistories = make_machine(fresh).TestCase
-TestHistories.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestHistories.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 
 
 @pytest.fixture

@@ -76,3 +76,18 @@ def reads_all(detail: str) -> bool:
         r"piecework_job_(available|lane|bound|running|due|expiry|blocked|turn)", detail
     )
     return scan is not None and live is None
+
+
+@pytest.mark.parametrize("held", ["unique_held", "serial_held"])
+def test_the_schema_itself_refuses_a_second_holder_of_a_key(tmp_path: Path, held: str) -> None:
+    """The last guard of I8 and I10: whatever code asks first, two rows cannot hold one key."""
+    raw = open_writer(Settings(path=tmp_path / "jobs.db")).raw
+    insert = "INSERT INTO piecework_job ({}, id, kind, queue, state, max_attempts, max_crashes, "
+    insert += "enqueued_at, due_at, args) VALUES (?, randomblob(16), 'k', 'q', 'running', 5, 3, 1, "
+    insert = insert.format(held) + "1, '{}')"
+    raw.execute(insert, ("key",))
+    raw.execute(insert, (None,))
+    raw.execute(insert, ("other",))
+    with pytest.raises(sqlite3.IntegrityError, match=held):
+        raw.execute(insert, ("key",))
+    raw.close()
