@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +46,13 @@ async def app(make_app: MakeApp) -> Piecework:
 async def sqlite_app(sqlite_url: str) -> AsyncIterator[Piecework]:
     async with Piecework(sqlite_url) as app:
         yield app
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What tests log with lone surrogates must not end the process that collects the reports."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "replace").decode()) for name, text in report.sections
+    ]
+    return report

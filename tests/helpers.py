@@ -72,13 +72,21 @@ class Around:
     """A store around a store, in which each call passes through `around`."""
 
     CALLS = frozenset(
-        "open close insert claim apply stage beat retire orphans prune configure "
-        "get find count statuses attempts logs queues nodes check".split()
+        {
+            *("open", "close", "check", "insert", "claim", "apply", "stage", "beat", "retire"),
+            *("orphans", "prune", "configure", "get", "find", "count", "statuses", "attempts"),
+            *("logs", "queues", "nodes"),
+        }
     )
 
     def __init__(self, store: Any) -> None:
         self.inner = store
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def app(self, **options: Any) -> Piecework:
+        """Return an app on it."""
+        store: Any = self
+        return Piecework(store, **options)
 
     async def around(self, name: str, call: Callable[[], Awaitable[Any]]) -> Any:
         """Make the call; to be overridden."""

@@ -61,7 +61,7 @@ async def in_state(
             await handle.cancel("first")
         case State.EXPIRED:
             handle = await note.using(expires_in=1, **options).enqueue()
-            clock.advance(2)
+            await clock.advance(2)
         case _:
             raise AssertionError(state)
     await app.run_until_idle()
@@ -98,7 +98,7 @@ async def test_a_waiting_job_that_is_cancelled_never_starts(
     handle = await in_state(clocked, note, clock, state)
     assert await handle.cancel(reason="no need") is True
     assert await handle.cancel(reason="again") is True
-    clock.advance(120)
+    await clock.advance(120)
     await clocked.run_until_idle()
     view = await handle.get()
     assert (view.state, view.reason, view.started_at) == (State.CANCELLED, "no need", None)
@@ -157,7 +157,7 @@ async def test_a_final_job_runs_again_as_a_new_generation(
     assert (view.started_at, view.finished_at, view.cancel_requested) == (None, None, None)
     assert view.due_at == clock.now()
     assert view.fence > fence
-    clock.advance(100)
+    await clock.advance(100)
     await clocked.run_until_idle()
     wanted = State.FAILED if state is State.FAILED else State.COMPLETED
     assert (await handle.get()).state is wanted

@@ -132,7 +132,6 @@ async def test_args_that_do_not_fit_are_refused_before_anything_is_stored(app: P
     async def ship(args: OrderJob) -> None: ...
 
     wrong: list[Callable[[], Any]] = [
-        lambda: resize.enqueue(),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
         lambda: resize.enqueue("a", "64"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         lambda: resize.enqueue("a", height=1),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
         lambda: resize.enqueue("a", 1, 2),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
@@ -143,7 +142,8 @@ async def test_args_that_do_not_fit_are_refused_before_anything_is_stored(app: P
         lambda: ship.enqueue(OrderJob(1)),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         lambda: app.enqueue(OrderJob("1", None)),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     ]
-    for enqueue in wrong:
+    missing: Any = resize.enqueue
+    for enqueue in [missing, *wrong]:
         with pytest.raises(ArgsInvalid) as caught:
             await enqueue()
         assert isinstance(caught.value, ValueError)
@@ -247,7 +247,7 @@ async def test_a_registered_kind_by_name_validates_plain_data(app: Piecework) ->
 
     handle = await app.kind("SendEmail").enqueue({"to": "a@b.c"})
     again = await app.kind("SendEmail").using(priority=4).enqueue({"to": "a@b.c"})
-    for wrong in ({"to": 5}, {}, [], "a@b.c", None):
+    for wrong in ({"to": 5}, {}, list[Any](), "a@b.c", None):
         with pytest.raises(ArgsInvalid):
             await app.kind("SendEmail").enqueue(wrong)
     await app.run_until_idle()
@@ -397,7 +397,7 @@ async def test_a_job_enqueued_inside_a_run_has_it_as_parent(app: Piecework, styl
         return [str(handle.id) for handle in [one, *many]]
 
     parent = app.handler(in_task if style == "async" else in_thread, kind="parent")
-    handle: Handle[list[str]] = await parent.enqueue()
+    handle: Handle[Any] = await parent.enqueue()
     await app.run_until_idle()
     children = await handle.result(timeout=5)
     found = await app.find(parent=handle)
@@ -415,7 +415,7 @@ async def test_other_args_behind_a_key_are_logged_for_whoever_runs_it(
     async def note(text: str) -> None: ...
 
     await note.enqueue("a")
-    with caplog.at_level(logging.WARNING, "piecework.client"), pytest.warns(UserWarning) as seen:
+    with caplog.at_level(logging.WARNING, "piecework.client"), pytest.warns(match="other") as seen:
         await note.enqueue("b")
     assert "other args" in caplog.text
     assert len(seen) == 1

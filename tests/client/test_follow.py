@@ -181,7 +181,7 @@ async def test_an_expired_job_says_so(clocked: Piecework, clock: FakeClock) -> N
     async def note() -> None: ...
 
     handle = await note.using(expires_in=60).enqueue()
-    clock.advance(60)
+    await clock.advance(60)
     await clocked.run_until_idle()
     with pytest.raises(JobExpired) as caught:
         await handle.result(timeout=5)
@@ -205,7 +205,7 @@ async def test_a_result_that_does_not_fit_the_handlers_type_is_told_from_a_failu
         return Report(1)
 
     typed = new.handle(handle.id)
-    with pytest.raises(ResultInvalid, match="app.job"):
+    with pytest.raises(ResultInvalid, match="plain JSON"):
         await typed.result(timeout=5)
     assert await app.job(handle.id).result(timeout=5) == {"pages": "many"}
 

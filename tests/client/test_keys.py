@@ -81,9 +81,9 @@ async def test_a_key_for_a_window_is_held_until_it_has_passed(
     window = note.using(unique_key="k", unique=timedelta(minutes=10))
     first = await window.enqueue("a")
     await clocked.run_until_idle()
-    clock.advance(599)
+    await clock.advance(599)
     assert await window.enqueue("a") == first
-    clock.advance(1)
+    await clock.advance(1)
     again = await window.enqueue("a")
     assert again.created
 
@@ -104,7 +104,7 @@ async def test_a_kinds_key_may_come_from_the_args_and_have_a_scope_at_the_enqueu
 
 
 async def test_the_enqueues_own_key_wins_over_the_kinds(clocked: Piecework) -> None:
-    @clocked.handler(unique_key="kind", serial_key=lambda: "kind")
+    @clocked.handler(unique_key="kind", serial_key="kind")
     async def keyed() -> None: ...
 
     own = await (await keyed.using(unique_key="own", serial_key="own").enqueue()).get()

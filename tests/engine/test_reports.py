@@ -11,9 +11,10 @@ import pytest
 
 from piecework import Cancelled, LeaseLost, PayloadTooLarge, Piecework, Progress, Run, State
 from piecework.core import lifecycle
+from piecework.core.job import NOW
 from piecework.engine import reports
 from piecework.stores.memory import MemoryStore
-from tests.helpers import MakeApp, Around, outcomes, until, until_state
+from tests.helpers import Around, MakeApp, outcomes, until, until_state
 
 QUICK: dict[str, Any] = {"lease": 0.6, "beat": 0.1, "poll": 0.05}
 
@@ -21,7 +22,7 @@ QUICK: dict[str, Any] = {"lease": 0.6, "beat": 0.1, "poll": 0.05}
 async def take_away(app: Piecework, handle: Any) -> None:
     """Another worker takes the job, as after a lost lease."""
     job = await app._client.read(handle.id)
-    move = lifecycle.rescue(job, retry_in=lifecycle.NOW)
+    move = lifecycle.rescue(job, retry_in=NOW)
     assert await app._store.apply([move]) == []
 
 
@@ -31,7 +32,7 @@ async def test_progress_shows_while_the_run_goes_on(app: Piecework, style: str) 
 
     async def in_task(run: Run) -> None:
         await run.progress(3, total=10, message="three")
-        while not let_go.is_set():
+        while not let_go.is_set():  # noqa: ASYNC110 - as a handler may
             await asyncio.sleep(0.002)
 
     def in_thread(run: Run) -> None:
@@ -53,7 +54,7 @@ async def test_progress_shows_while_the_run_goes_on(app: Piecework, style: str) 
 async def test_the_last_report_is_written_with_the_outcome() -> None:
     """However many there were: a report a step costs nothing."""
     store = Around(MemoryStore())
-    app = Piecework(store)
+    app = store.app()
 
     @app.handler
     async def work(run: Run) -> None:
@@ -68,7 +69,7 @@ async def test_the_last_report_is_written_with_the_outcome() -> None:
 
 async def test_progress_is_written_at_most_twice_a_second() -> None:
     store = Around(MemoryStore())
-    app = Piecework(store)
+    app = store.app()
 
     @app.handler
     async def work(run: Run) -> None:
@@ -87,7 +88,7 @@ async def test_progress_is_written_at_most_twice_a_second() -> None:
 async def test_progress_of_many_runs_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reports, "WRITE_SECONDS", 0.05)
     store = Around(MemoryStore())
-    app = Piecework(store)
+    app = store.app()
     let_go = asyncio.Event()
     ready = asyncio.Barrier(20)
 
@@ -114,9 +115,9 @@ async def test_progress_is_a_finite_number_of_at_least_zero(app: Piecework, bad:
 
     @app.handler
     async def work(run: Run) -> None:
-        for args in ((bad,), (1, bad)):
+        for done, total in ((bad, None), (1, bad)):
             with pytest.raises(ValueError, match="progress must be a finite number"):
-                await run.progress(*args)
+                await run.progress(done, total)
             seen.append("refused")
 
     await work.enqueue()
@@ -150,8 +151,8 @@ async def test_an_async_handler_may_report_from_its_threads(app: Piecework) -> N
 
     @app.handler
     async def work(run: Run) -> None:
-        await asyncio.to_thread(run.progress, 4, 8)
-        await asyncio.to_thread(run.save, {"from": "a thread"})
+        _ = await asyncio.to_thread(run.progress, 4, 8)
+        _ = await asyncio.to_thread(run.save, {"from": "a thread"})
         await asyncio.to_thread(run.log.info, "a line")
         await let_go.wait()
 
@@ -243,7 +244,7 @@ async def test_a_save_of_a_job_that_was_taken_away_raises_lease_lost(
         if run.attempt > 1:
             return
         started.set()
-        while not taken.is_set():
+        while not taken.is_set():  # noqa: ASYNC110 - as a handler may
             await asyncio.sleep(0.001)
         try:
             await run.save("late")

@@ -245,7 +245,7 @@ class SlowClaims(Around):
 async def test_a_claim_under_way_is_not_lost_when_the_worker_stops() -> None:
     """F17: its jobs would be taken for orphans, and charged with a crash."""
     store = SlowClaims(MemoryStore())
-    app = Piecework(store)
+    app = store.app()
     ran: list[int] = []
 
     @app.handler
@@ -307,6 +307,7 @@ async def test_a_drain_under_load_ends_in_time_and_is_quiet(
 
 async def test_workers_tasks_die_with_the_loop_when_nobody_stops_it() -> None:
     """A program that just ends must not hang on a busy slot."""
+    workers: list[Any] = []
 
     def program() -> None:
         async def main() -> None:
@@ -319,6 +320,7 @@ async def test_workers_tasks_die_with_the_loop_when_nobody_stops_it() -> None:
                 await asyncio.Event().wait()
 
             worker = app.make_worker()
+            workers.append(worker)
             await worker.start()
             await work.enqueue()
             await asyncio.wait_for(started.wait(), 5)
@@ -329,6 +331,8 @@ async def test_workers_tasks_die_with_the_loop_when_nobody_stops_it() -> None:
     thread.start()
     await asyncio.to_thread(thread.join, 5)
     assert not thread.is_alive()
+    workers[0]._capture.remove()
+    workers[0].chores._pulse._stopped.set()
 
 
 async def test_the_block_may_end_in_an_error_and_still_drains(app: Piecework) -> None:

@@ -251,7 +251,7 @@ class Piecework:
         """Return a worker that is not started; see `worker`."""
         lease = _duration(lease)
         settings = Settings(
-            node=check_name("node", node or socket.gethostname()),
+            node=check_name("node", socket.gethostname() if node is None else node),
             queues=None if queues is None else tuple(check_name("queue", q) for q in queues),
             concurrency=concurrency,
             lease=lease,

@@ -56,7 +56,7 @@ class Queues:
         if running == "unset" and rate == "unset":
             raise ValueError("give running= or rate=; None lifts a limit")
         if running not in (None, "unset"):
-            if isinstance(running, bool) or not isinstance(running, int):
+            if isinstance(running, bool) or not isinstance(running, int):  # pyright: ignore[reportUnnecessaryIsInstance] - the door
                 raise TypeError(f"running must be an int or None, not {type(running).__name__}")
             if not 1 <= running <= _MOST:
                 raise ValueError(

@@ -132,7 +132,7 @@ class Executor:
         return outcome
 
     def _returned(self, definition: Definition, run: Run, value: Any) -> Outcome | None:
-        if run.halted and run.stopping != "cancel":
+        if run.halted and not _finished_first(run):
             return judge(definition, run, Cancelled(run.stopping))
         try:
             return Completed(definition.encode_result(value))
@@ -144,6 +144,13 @@ class Executor:
             await Driven(container.aclose(), context)
         except Exception:
             run.log.exception("a service could not be closed")
+
+
+def _finished_first(run: Run) -> bool:
+    """Whether a run that returned although it was stopped counts as finished."""
+    if run.stopping == "shutdown":
+        return run.threaded and not run.interrupted  # nothing cut it short: it is whole
+    return run.stopping == "cancel"
 
 
 class _Raised:

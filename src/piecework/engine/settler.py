@@ -150,15 +150,16 @@ class Settler:
 
     def _after_refusal(self, ending: Ending, answer: Refused) -> Ending | None:
         """Return what to write instead, or None: it was ours already, or is another's now."""
-        job, move = answer.job, answer.transition
+        job, move, claim = answer.job, answer.transition, ending.job
         if job is None:
             return None  # pruned, so it had ended before
         if job.fence == move.fence and job.state in FINAL:
             return None  # the reply of our own write was lost
-        if job.worker is None and move.changes.get("fence") == job.fence:
-            return None  # likewise: it is back in the queue, as we wanted
         if job.fence == move.fence and job.state is State.RUNNING and job.cancel_requested:
             return ending._replace(outcome=Stopped())  # a cancel wish came first
+        went_back = "fence" in move.changes and job.fence > move.fence
+        if went_back and job.crashes == move.changes.get("crashes", claim.crashes):
+            return None  # as above: nobody took it away, for then it would have crashed
         self.refused += 1
         _log.warning(
             "job %s (%s) was taken from this worker; its late outcome was refused", job.id, job.kind

@@ -30,6 +30,7 @@ from piecework.core.lifecycle import (
     Outcome,
     Parked,
     Released,
+    Snoozed,
     Stopped,
 )
 from piecework.engine.active import GRACE_SECONDS, Active
@@ -57,6 +58,7 @@ _log: Final = logging.getLogger("piecework.engine")
 MOST_AHEAD: Final = 512
 AHEAD_SECONDS: Final = 0.02
 YIELD_EVERY: Final = 16
+ALONE_LATER: Final = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,19 +308,35 @@ class Worker:
     def _accept(self, claimed: Sequence[Claimed]) -> None:
         if not claimed:
             return
-        for job in claimed:
-            if job.kind in self._registry.limited:
-                self._by_kind[job.kind] += 1
-        self._buffer.extend(claimed)
+        self._buffer.extend(self._within_rooms(claimed) if self._registry.limited else claimed)
         self.chores.buffered()
         for _ in range(min(len(self._idle), len(self._buffer))):
             waiter = self._idle.popleft()
             if not waiter.done():
                 waiter.set_result(None)
 
+    def _within_rooms(self, claimed: Sequence[Claimed]) -> list[Claimed]:
+        """Count them by kind; give back what came under an alias beyond the kind's room."""
+        kept: list[Claimed] = []
+        for job in claimed:
+            limit = self._registry.limited.get(job.kind)
+            kind = self._real_kind(job.kind)
+            if limit is not None and self._by_kind[kind] >= limit:
+                self.settler.add(Ending(job, GivenBack()))
+                continue
+            self._by_kind[kind] += 1
+            kept.append(job)
+        return kept
+
     def _rooms(self) -> dict[str, int]:
-        limited = self._registry.limited
-        return {kind: max(0, limit - self._by_kind[kind]) for kind, limit in limited.items()}
+        return {
+            name: max(0, limit - self._by_kind[self._real_kind(name)])
+            for name, limit in self._registry.limited.items()
+        }
+
+    def _real_kind(self, name: str) -> str:
+        definition = self._registry.get(name)
+        return name if definition is None else definition.kind
 
     async def give_back_stray(self, job_id: JobId, fence: int) -> None:
         """A job that runs in our name, but whose claim's answer never came, is given back."""
@@ -348,8 +366,9 @@ class Worker:
         self._forget(job)
 
     def _forget(self, job: Claimed) -> None:
-        if job.kind in self._registry.limited:
-            self._by_kind[job.kind] -= 1
+        if self._registry.limited:
+            kind = self._real_kind(job.kind)
+            self._by_kind[kind] = max(0, self._by_kind[kind] - 1)  # it may be limited since
 
     # ── run ──────────────────────────────────────────────────────────────────────────────
 
@@ -444,7 +463,8 @@ class Worker:
         try:
             async with self._alone:
                 self._give_back()
-                await self._until_quiet(self._lonely)
+                if not await self._is_alone():
+                    return Snoozed(ALONE_LATER, "crashed a worker before, and waits to run alone")
                 return await self._executor.execute(definition, value, active.run)
         except asyncio.CancelledError as error:  # it was stopped while it waited to be alone
             await calm()
@@ -452,6 +472,15 @@ class Worker:
         finally:
             self._lonely -= 1
             self.claiming.wake()
+
+    async def _is_alone(self) -> bool:
+        """Whether the other runs end within a beat; a long one must not idle the other slots."""
+        try:
+            async with asyncio.timeout(self.settings.beat.total_seconds()):
+                await self._until_quiet(self._lonely)
+        except TimeoutError:
+            return False
+        return True
 
     # ── what the chores tell ─────────────────────────────────────────────────────────────
 

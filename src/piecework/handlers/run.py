@@ -87,7 +87,7 @@ class Run:
     `stopping` is None, or why the run must stop: "cancel", "timeout", "shutdown" or "lost".
     At a shutdown it is set at once, while the run may go on until the worker's deadline; `halted`
     is set when it may not go on any longer, `ended` when the handler has. `threaded` runs are
-    sync code in a thread.
+    sync code in a thread, and `interrupted` once `check` has raised.
     """
 
     __slots__ = (
@@ -97,6 +97,7 @@ class Run:
         "deadline",
         "ended",
         "halted",
+        "interrupted",
         "logs",
         "stopping",
         "threaded",
@@ -118,6 +119,7 @@ class Run:
         self.halted = False
         self.ended = False
         self.threaded = False
+        self.interrupted = False
         self.logs = logs if logs is not None else RunLogs()
 
     @property
@@ -221,6 +223,7 @@ class Run:
     def check(self) -> None:
         """Raise Cancelled once the run must stop; for sync code, which nobody can interrupt."""
         if self.halted:
+            self.interrupted = True
             raise Cancelled(self.stopping)
 
     def __repr__(self) -> str:

@@ -339,8 +339,8 @@ class Row:
 
     def mentions(self, needle: str) -> bool:
         error = decode_error(self.error)
-        keys = (self.unique_key, self.serial_key)
-        texts = (str(self.id), self.name, self.kind, *keys, str(error) if error else None)
+        said = (self.reason, str(error) if error else None)
+        texts = (str(self.id), self.name, self.kind, self.unique_key, self.serial_key, *said)
         return any(needle in text.casefold() for text in texts if text)
 
     def record(self, move: Transition, now: datetime) -> None:

@@ -18,9 +18,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from piecework.core import lifecycle
 from piecework.core.errors import DuplicateJob
-from piecework.core.job import FINAL, LIVE, Attempt, JobId, Retention, State, WorkerId
+from piecework.core.job import FINAL, LIVE, WAITING, Attempt, JobId, Retention, State, WorkerId
 from piecework.core.lifecycle import (
     EDGES,
+    RUNNING,
     Completed,
     Crashed,
     ErrorInfo,
@@ -60,7 +61,7 @@ OUTCOMES: st.SearchStrategy[Outcome] = st.one_of(
     st.builds(Snoozed, DELAYS),
 )
 ENDS = st.lists(st.tuples(ANY, OUTCOMES), max_size=2)
-DECISIONS = st.sampled_from(["cancel", "retry", "reschedule"])
+DECISIONS = st.sampled_from(["cancel", "stop", "retry", "reschedule"])
 
 
 @st.composite
@@ -194,10 +195,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(
         pick=ANY,
-        free=st.integers(0, 4),
-        ahead=st.sampled_from([0, 0, 0, 2]),
-        queues=st.sampled_from([None, None, ("q",), ("r", "q")]),
-        rooms=st.sampled_from([{}, {}, {"a": 1}, {"a": 0, "b": 2}]),
+        free=st.sampled_from([2, 1, 4, 9, 0]),
+        ahead=st.sampled_from([0, 0, 2]),
+        queues=st.sampled_from([None, None, None, ("q",), ("r", "q")]),
+        rooms=st.sampled_from([{}, {}, {}, {"a": 1}, {"a": 0, "b": 2}]),
     )
     def claim(
         self,
@@ -232,6 +233,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.claims += taken
         self.limits_hold()
 
+    def recent(self, items: Sequence[T], pick: int) -> T:
+        """Return one of the last few: what is older has mostly had its say."""
+        return items[-1 - pick % min(len(items), 8)]
+
     def hours(self) -> float:
         """Return the latest instant the clock has shown so far, in seconds."""
         self.latest = max(getattr(self, "latest", 0.0), self.clock.now().timestamp())
@@ -249,7 +254,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def move_of(self, pick: int, outcome: Outcome) -> Transition:
         """Return how this claim, which may be long stale, wants to end."""
-        claimed = self.claims[pick % len(self.claims)]
+        claimed = self.recent(self.claims, pick)
         ended = Attempt(
             number=claimed.attempt,
             generation=claimed.generation,
@@ -282,14 +287,14 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(pick=ANY, text=st.sampled_from(["1", "2"]))
     def progress(self, pick: int, text: str) -> None:
         """A report while it runs, or from a zombie (I17)."""
-        claimed = self.claims[pick % len(self.claims)]
+        claimed = self.recent(self.claims, pick)
         self.apply([lifecycle.progress(claimed, progress=text, partial=text)])
 
     @precondition(lambda self: self.moves)
     @rule(pick=ANY)
     def repeat(self, pick: int) -> None:
         """The answer to an apply was lost, and it is written again; what is stale stays out."""
-        move = self.moves[pick % len(self.moves)]
+        move = self.recent(self.moves, pick)
         job = self.model.jobs.get(move.id)
         if job is None or job.fence == move.fence:
             self.apply([move])
@@ -300,20 +305,23 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(pick=ANY)
     def look(self, pick: int) -> None:
         """Remember a job as it is now: what is decided later is decided on this."""
-        jobs = [*self.model.jobs.values()]
-        self.looks.append(jobs[pick % len(jobs)])
+        self.looks.append(self.recent([*self.model.jobs.values()], pick))
 
     def decide(self, pick: int, what: str, due: timedelta) -> Transition | None:
         """Return what an operator decides on a fresh look, or an old one."""
-        looks = [*self.model.jobs.values(), *self.looks]
-        job, now = looks[pick % len(looks)], self.clock.now()
+        fitting = {"retry": FINAL, "reschedule": WAITING, "stop": RUNNING}.get(what, LIVE)
+        jobs = [job for job in self.model.jobs.values() if job.state in fitting]
+        looks = self.looks if self.looks and pick % 4 == 0 else jobs
+        if not looks:
+            return None
+        job, now = self.recent(looks, pick // 4), self.clock.now()
         match what:
-            case "cancel":
-                return lifecycle.cancel(job, "operator")
             case "retry":
                 return lifecycle.retry(job)
-            case _:
+            case "reschedule":
                 return lifecycle.reschedule(job, due, now=now)
+            case _:
+                return lifecycle.cancel(job, "operator")
 
     @precondition(lambda self: self.model.jobs)
     @rule(picks=st.lists(st.tuples(ANY, DECISIONS, DELAYS), min_size=1, max_size=3), more=ENDS)
@@ -339,7 +347,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(pick=ANY)
     def delete(self, pick: int) -> None:
         """Only what is final."""
-        job = [*self.model.jobs.values()][pick % len(self.model.jobs)]
+        job = self.recent([*self.model.jobs.values()], pick)
         gone = self.run(self.store.prune([job.id], limit=1))
         assert gone == ([job.id] if job.state in FINAL else [])
         self.model.forget(gone)

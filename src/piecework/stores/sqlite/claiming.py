@@ -24,8 +24,8 @@ _COLUMNS: Final = """json_group_array(json_array(rowid, crashes = 0 AND max_atte
     name, timeout, metadata, schedule, tick, count, parked, result_ttl, -priority, due_at))"""
 # An infinite time limit, put in by hand, would have no JSON.
 _INNER: Final = """rowid, crashes, max_attempts, attempt, kind, queue, id, fence, args, max_crashes,
-    generation, name, max(0, min(timeout, 1e10)) AS timeout, metadata, schedule, tick, count, parked, result_ttl, priority,
-    due_at"""
+    generation, name, max(0, min(timeout, 1e10)) AS timeout, metadata, schedule, tick, count,
+    parked, result_ttl, priority, due_at"""
 _LIVE: Final = "(expires_at IS NULL OR expires_at > :now)"
 _ORDER: Final = "ORDER BY priority DESC, due_at, id LIMIT :want"
 ANY_QUEUE: Final = f"""

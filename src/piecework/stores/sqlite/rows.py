@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
 from piecework.core.job import Attempt, Claimed, Job, JobId, LogLine, State, WorkerId
@@ -63,10 +63,10 @@ def _uuid(value: bytes | None) -> UUID | None:
 
 def _metadata(text: str | None) -> dict[str, str]:
     try:
-        found = json.loads(text) if text else {}
+        found: Any = json.loads(text) if text else {}
     except (ValueError, RecursionError):  # as above
         return {}
-    return found if isinstance(found, dict) else {}
+    return cast("dict[str, str]", found) if isinstance(found, dict) else {}
 
 
 def moment(value: Moment | None, now: int) -> int | None:

@@ -43,6 +43,7 @@ _log: Final = logging.getLogger("piecework.stores.sqlite")
 WATCH_SECONDS: Final = 0.005
 QUICK_SECONDS: Final = 0.002
 AFTER_SLOW_SECONDS: Final = 5.0
+MOST_HERE: Final = 50
 CHECKPOINT_EVERY: Final = 256
 CHECKPOINT_BYTES: Final = 4 * 1024 * 1024
 MOST_AT_ONCE: Final = 1_000
@@ -113,8 +114,10 @@ class Writer:
             self._begin()
         self._queue.put(work)
 
-    def submit_here(self, work: Work) -> asyncio.Future[Any]:
+    def submit_here(self, work: Insertion) -> asyncio.Future[Any]:
         """As `submit`, but on the caller's own thread where that takes no longer than a blink."""
+        if len(work.jobs) > MOST_HERE:
+            return self.submit(work)
         waiting = self._here.get(work.loop)
         if waiting is None:
             self._here[work.loop] = [work]
@@ -152,8 +155,10 @@ class Writer:
         self._commits += 1
         if self._commits % CHECKPOINT_EVERY == 0:
             self._queue.put(Nudge)
-        if time.monotonic() - began > QUICK_SECONDS * max(1, len(batch) / 100):
-            self._slow_until = began + AFTER_SLOW_SECONDS
+        ended = time.monotonic()
+        if ended - began > QUICK_SECONDS * max(1, len(batch) / 100):
+            # In proportion: a hiccup of the disk costs little, a slow disk a twentieth of the loop.
+            self._slow_until = ended + min(AFTER_SLOW_SECONDS, 20 * (ended - began))
         return True
 
     def open(self) -> asyncio.Future[Any]:
