@@ -111,8 +111,7 @@ async def main() -> None:
         async with app.worker(concurrency=1):
             await asyncio.gather(*(handle.result(timeout=30) for handle in handles))
         tasks = await app.find(ids=handles, metadata={"group": "Test"})
-        names = sorted(f"{task.name} {task.state}" for task in tasks)
-        print(f"in group Test: {', '.join(names)}")
+        print(f"in group Test: {', '.join(sorted(str(task.name) for task in tasks))}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""E-mail jobs: enqueued by the handler's name, found by name or metadata, moved, cancelled, deleted.
+"""E-mail jobs: enqueued by the handler's name, found again, moved, replaced, cancelled, deleted.
 
 Run it with `python examples/email_jobs.py`; `--db FILE` names the file, else it is email_jobs.db.
 """
 
 import argparse
 import asyncio
+from typing import Any
 
 from pydantic import BaseModel
 
-from piecework import Piecework, Retry, Run, State
-from piecework.app import KindRef
+from piecework import Handle, Piecework, Retry, Run, State
 
 
 def store() -> str:
@@ -66,25 +66,27 @@ async def generate_report(report_type: str) -> str:
     return f"{report_type} is written"
 
 
-def email(order_id: str) -> KindRef:
-    """The way to enqueue a mail of an order: with a name to show, a key, and metadata to find."""
-    return app.kind("SendEmail").using(
-        name=f"send-email-{order_id}",
-        unique_key=f"order-{order_id}",
-        metadata={"Domain": "Orders", "OrderId": order_id},
+async def enqueue_email(
+    order_id: str, subject: str, *, delay: float = 0, replace: bool = False
+) -> Handle[Any]:
+    job = app.kind("SendEmail").using(
+        name=f"send-email-{order_id}",  # to be shown
+        unique_key=f"order-{order_id}",  # one live mail for each order
+        metadata={"Domain": "Orders", "OrderId": order_id},  # to be found by
+        delay=delay,
+        on_duplicate="replace" if replace else "existing",
     )
-
-
-def to_customer(subject: str) -> dict[str, str]:
-    return {"to": "customer@example.com", "subject": subject, "body": "Your order has been placed."}
+    return await job.enqueue(
+        {"to": "customer@example.com", "subject": subject, "body": "Your order has been placed."}
+    )
 
 
 async def main() -> None:
     async with app:
-        placed = await email("1001").enqueue(to_customer("Order Confirmation"))
-        flaky = await email("1002").enqueue(to_customer("Order Confirmation"))
-        tomorrow = await email("1003").using(delay=86_400).enqueue(to_customer("Reminder"))
-        never = await email("1004").using(delay=86_400).enqueue(to_customer("Newsletter"))
+        placed = await enqueue_email("1001", "Order Confirmation")
+        flaky = await enqueue_email("1002", "Order Confirmation")
+        tomorrow = await enqueue_email("1003", "Reminder", delay=86_400)
+        never = await enqueue_email("1004", "Newsletter", delay=86_400)
         report = await app.kind("GenerateReport").enqueue({"report_type": "DailySales"})
 
         # Find jobs by state, by handler, by metadata.
@@ -95,8 +97,7 @@ async def main() -> None:
 
         # Update: another time, or other args while it has not started.
         await tomorrow.reschedule(delay=0.1)
-        replacing = email("1003").using(delay=0.1, on_duplicate="replace")
-        await replacing.enqueue(to_customer("Reminder, corrected"))
+        await enqueue_email("1003", "Reminder, corrected", delay=0.1, replace=True)
 
         # Cancel what shall not happen, then delete its record. A live job cannot be deleted.
         print(f"deleted while it waits: {await never.delete()}")

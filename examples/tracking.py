@@ -40,7 +40,7 @@ async def add_up(command: ExampleCommand, run: Run) -> int:
 
 
 async def follow_to_the_result() -> None:
-    handle = await app.enqueue(ExampleCommand([*range(1, 101)]))
+    handle = await app.enqueue(ExampleCommand([*range(1, 51)]))
     tracking_id = str(handle.id)  # a text to hand out: to a browser, say
 
     # Later, perhaps in another program: the id is all that is needed.

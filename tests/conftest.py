@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from piecework import Piecework
-
-MakeApp = Callable[..., Piecework]
+from tests.helpers import MakeApp
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -41,3 +40,19 @@ async def make_app(url: str) -> AsyncIterator[MakeApp]:
 @pytest.fixture
 async def app(make_app: MakeApp) -> Piecework:
     return make_app()
+
+
+@pytest.fixture
+async def sqlite_app(sqlite_url: str) -> AsyncIterator[Piecework]:
+    async with Piecework(sqlite_url) as app:
+        yield app
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What tests log with lone surrogates must not end the process that collects the reports."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "replace").decode()) for name, text in report.sections
+    ]
+    return report

@@ -8,24 +8,24 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from piecework import Attempt, Handle, JobView, State
+from piecework import Attempt, Handle, JobView, Piecework, State
 
 T = TypeVar("T")
+MakeApp = Callable[..., Piecework]
 
 DEADLINE = 10.0
 """Seconds until a test gives up on something that should happen at once."""
 
 
-async def until(look: Callable[[], Awaitable[T] | T], seconds: float = DEADLINE) -> T:
+async def until(look: Callable[[], Any], seconds: float = DEADLINE) -> Any:
     """Return the first truthy answer; AssertionError if none comes in time."""
     deadline = time.monotonic() + seconds
     while True:
-        answer: Any = look()
+        answer = look()
         if inspect.isawaitable(answer):
             answer = await answer
         if answer:
-            found: T = answer
-            return found
+            return answer
         assert time.monotonic() < deadline, f"nothing came in {seconds} s"
         await asyncio.sleep(0.005)
 
@@ -55,8 +55,7 @@ async def until_state(
         view = await handle.get()
         return view if view.state in wanted else None
 
-    found = await until(look, seconds)
-    assert found is not None
+    found: JobView = await until(look, seconds)
     return found
 
 
@@ -67,3 +66,42 @@ async def outcomes(handle: Handle[Any]) -> list[str | None]:
 
 async def last_attempt(handle: Handle[Any]) -> Attempt:
     return (await handle.attempts())[-1]
+
+
+class Around:
+    """A store around a store, in which each call passes through `around`."""
+
+    CALLS = frozenset(
+        {
+            *("open", "close", "check", "insert", "claim", "apply", "stage", "beat", "retire"),
+            *("orphans", "prune", "configure", "get", "find", "count", "statuses", "attempts"),
+            *("logs", "queues", "nodes"),
+        }
+    )
+
+    def __init__(self, store: Any) -> None:
+        self.inner = store
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def app(self, **options: Any) -> Piecework:
+        """Return an app on it."""
+        store: Any = self
+        return Piecework(store, **options)
+
+    async def around(self, name: str, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Make the call; to be overridden."""
+        return await call()
+
+    def times(self, name: str) -> int:
+        return sum(each == name for each, _ in self.calls)
+
+    def __getattr__(self, name: str) -> Any:
+        inner = getattr(self.inner, name)
+        if name not in self.CALLS:
+            return inner
+
+        async def through(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append((name, args))
+            return await self.around(name, lambda: inner(*args, **kwargs))
+
+        return through

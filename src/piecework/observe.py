@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from piecework.core.attempts import storable
 from piecework.core.job import JobId, LogLine
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class RunLogs:
             message = f"{message}\n{_FORMATTER.formatException(record.exc_info)}"
         message = message.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
         at = datetime.fromtimestamp(record.created, UTC)
-        self.append(LogLine(at=at, level=record.levelname, message=message, logger=record.name))
+        level, name = storable(record.levelname), storable(record.name)
+        self.append(LogLine(at=at, level=level, message=message, logger=name))
 
     def append(self, line: LogLine) -> None:
         """The line is kept, or counted as left out."""
@@ -146,8 +148,9 @@ class LogCapture(logging.Handler):
             record.piecework_kept = True  # another worker of this process has a capture, too
         last_resort = logging.lastResort
         if last_resort and not self._alone and record.levelno >= last_resort.level:
-            root_handlers = logging.getLogger().handlers
-            if len(root_handlers) == 1:  # only this one: nobody else would print the warning
+            handlers = logging.getLogger().handlers
+            # Nobody else would print the warning; of several captures, the first one does.
+            if handlers[:1] == [self] and all(isinstance(each, LogCapture) for each in handlers):
                 last_resort.handle(record)
 
     def _as_before(self, record: logging.LogRecord) -> bool:

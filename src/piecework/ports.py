@@ -99,7 +99,8 @@ class Refused:
 class Staged:
     """What `stage` moved, and the seconds until the next job is due (None: no job waits).
 
-    `more` tells that the limit cut the work short.
+    `more` tells that the limit cut the work short; `available` that a job may wait to be claimed,
+    so that an idle worker need not ask twice.
     """
 
     due: int = 0
@@ -107,6 +108,7 @@ class Staged:
     promoted: int = 0
     next_due: float | None = None
     more: bool = False
+    available: bool = True
 
 
 class Fate(StrEnum):

@@ -10,14 +10,15 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypedDict
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from pydantic import BaseModel
+from typing_extensions import TypedDict
 
 from piecework import Handle, Piecework, Run, State, inject
-from tests.helpers import until
+from tests.helpers import MakeApp, until
 
 
 @dataclass(frozen=True)
@@ -219,8 +220,8 @@ async def test_a_service_is_shared_inside_one_run_and_new_in_the_next(app: Piece
         def __init__(self, mailer: Mailer) -> None:
             self.mailer = mailer
 
-    async def make_other(container: Any) -> Other:
-        return Other(await container.aget(Mailer))
+    async def make_other(svcs_container: Any) -> Other:
+        return Other(await svcs_container.aget(Mailer))
 
     app.services.register_factory(Mailer, Mailer)
     app.services.register_factory(Other, make_other)
@@ -365,8 +366,7 @@ async def test_a_service_that_cannot_be_closed_does_not_undo_the_result(app: Pie
         return "done"
 
     handle = await use.enqueue()
-    with pytest.warns(UserWarning, match="clean"):
-        await app.run_until_idle()
+    await app.run_until_idle()
     assert await handle.result(timeout=1) == "done"
 
 
@@ -530,7 +530,11 @@ async def test_a_handler_that_cancels_its_own_task_fails_and_the_slot_lives(
         await asyncio.sleep(0)
         return "lives"
 
-    first, second, third = await suicidal.enqueue(), await forgiving.enqueue(), await after.enqueue()
+    first, second, third = (
+        await suicidal.enqueue(),
+        await forgiving.enqueue(),
+        await after.enqueue(),
+    )
     await app.run_until_idle(concurrency=1)
     assert (await first.get()).state is State.FAILED
     assert "CancelledError" in ((await first.get()).error or "")
@@ -571,25 +575,10 @@ async def test_a_partial_and_a_builtin_can_be_handlers_under_a_kind(app: Piecewo
     assert await run_one(app, handle) == 5
 
 
-async def test_an_async_generator_or_coroutine_result_is_a_failure_with_a_reason(
-    app: Piecework,
-) -> None:
-    @app.handler(max_attempts=3)
-    def wrong() -> Any:
-        return iter([object()])
-
-    handle = await wrong.enqueue()
-    await app.run_until_idle()
-    view = await handle.get()
-    assert view.state is State.FAILED
-    assert view.attempt == 1
-    assert "no JSON" in (view.error or "")
-
-
 # ── options of a kind ────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_renamed_kind_still_runs_under_its_alias(make_app: Any) -> None:
+async def test_a_renamed_kind_still_runs_under_its_alias(make_app: MakeApp) -> None:
     app = make_app()
 
     @app.handler(kind="new", aliases=["old", "older"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from piecework.core.errors import NotImportable
-from piecework.handlers.imports import import_path_of, main_module
+from piecework.handlers.imports import import_path_of
 
 
 def top_level() -> None: ...
@@ -65,7 +65,3 @@ def test_a_program_without_a_file_is_not_importable(tmp_path: Path) -> None:
         )
     assert "NotImportable" in caught.value.stderr
     assert "has no file" in caught.value.stderr
-
-
-def test_the_program_of_these_tests_has_a_name_or_a_file() -> None:
-    assert any(main_module())

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Piecework"]
 
 R = TypeVar("R")
-MANY: Final = 100_000
+MANY: Final = 10_000
 
 
 class Piecework:
@@ -64,6 +64,16 @@ class Piecework:
         given = url_or_store if url_or_store is not None else store
         if given is None or (url_or_store is not None and store is not None):
             raise ValueError('give a store URL, such as Piecework("sqlite:///jobs.db"), or store=')
+        if not isinstance(given, str) and not (hasattr(given, "insert") and hasattr(given, "find")):
+            what = type(given).__name__
+            raise TypeError(
+                f'give a store URL, such as "sqlite:///jobs.db", or a Store, not {what}'
+            )
+        if isinstance(max_args_bytes, bool) or not isinstance(max_args_bytes, int):  # pyright: ignore[reportUnnecessaryIsInstance] - the door
+            what = type(max_args_bytes).__name__
+            raise TypeError(f"max_args_bytes must be a number of bytes, not {what}")
+        if max_args_bytes < 1:
+            raise ValueError(f"max_args_bytes={max_args_bytes}: allow at least 1 byte")
         self._store: AnyStore = open_url(given, namespace) if isinstance(given, str) else given
         self._registry = Registry(
             max_args_bytes=max_args_bytes, calls=calls, durable=self._store.shared
@@ -205,7 +215,13 @@ class Piecework:
         chosen = make_filter(**what)
         if chosen == replace(make_filter(), ids=chosen.ids) and chosen.ids is not None:
             return [*chosen.ids]
-        return [job.id for job in await self._store.find(chosen, after=None, limit=MANY)]
+        ids: list[JobId] = []
+        while True:
+            after = ids[-1] if ids else None
+            found = await self._store.find(chosen, after=after, limit=MANY)
+            ids += [job.id for job in found]
+            if len(found) < MANY or chosen.text is not None:  # a text has a window of its own
+                return ids
 
     async def nodes(self) -> list[Node]:
         """Return the live workers, oldest first."""
@@ -235,7 +251,7 @@ class Piecework:
         """Return a worker that is not started; see `worker`."""
         lease = _duration(lease)
         settings = Settings(
-            node=check_name("node", node or socket.gethostname()),
+            node=check_name("node", socket.gethostname() if node is None else node),
             queues=None if queues is None else tuple(check_name("queue", q) for q in queues),
             concurrency=concurrency,
             lease=lease,

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextvars import copy_context
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Unpack, overload
 from uuid import UUID
 
 from piecework.client.handle import Handle
@@ -17,7 +17,7 @@ from piecework.core.job import Attempt, LogLine, State
 from piecework.handlers.run import Progress
 
 if TYPE_CHECKING:
-    from piecework.app import Piecework
+    from piecework.app import KindRef, Piecework
     from piecework.client.handler import Prepared
     from piecework.client.views import JobEvent, JobView, Report
     from piecework.core.job import JobId
@@ -92,10 +92,11 @@ class Portal:
             same_process = self._pid == os.getpid()
         if loop is None or not same_process or thread is threading.current_thread():
             return
+        # On its own thread: the calling one may have a running loop, and could not run a second.
+        asyncio.run_coroutine_threadsafe(_cancel_all(loop), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         if thread is not None:
             thread.join()
-        loop.run_until_complete(_cancel_all(loop))
         loop.close()
 
 
@@ -128,6 +129,14 @@ class SyncHandle(Generic[R_co]):
     def __repr__(self) -> str:
         """Return the id."""
         return f"<SyncHandle {self.id}>"
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are of the same job."""
+        return isinstance(other, SyncHandle) and other.id == self.id
+
+    def __hash__(self) -> int:
+        """Return the id's hash."""
+        return hash(self.id)
 
     def get(self) -> JobView:
         """As `Handle.get`."""
@@ -260,6 +269,30 @@ class SyncUsing:
         return SyncHandle(self._portal, handle)
 
 
+class SyncKind:
+    """`app.kind`, waiting."""
+
+    def __init__(self, kind: KindRef, portal: Portal) -> None:
+        self._kind = kind
+        self._portal = portal
+
+    def enqueue(self, data: Any = None, /) -> SyncHandle[Any]:
+        """As `KindRef.enqueue`."""
+        return SyncHandle(self._portal, self._portal.run(self._kind.enqueue(data)))
+
+    def prepare(self, data: Any = None, /) -> Prepared[Any]:
+        """As `KindRef.prepare`."""
+        return self._kind.prepare(data)
+
+    def using(self, **options: Unpack[EnqueueOptions]) -> SyncKind:
+        """As `KindRef.using`."""
+        return SyncKind(self._kind.using(**options), self._portal)
+
+    def schema(self) -> dict[str, Any]:
+        """As `KindRef.schema`."""
+        return self._kind.schema()
+
+
 class SyncApp:
     """`app.sync`: every method of the app, blocking, from any thread.
 
@@ -289,9 +322,11 @@ class SyncApp:
         self._portal.run(self._app.aclose_connections())
         self._portal.stop()
 
-    def enqueue(
-        self, job: Prepared[R] | object, /, **options: Unpack[EnqueueOptions]
-    ) -> SyncHandle[Any]:
+    @overload
+    def enqueue(self, job: Prepared[R], /, **options: Unpack[EnqueueOptions]) -> SyncHandle[R]: ...
+    @overload
+    def enqueue(self, job: object, /, **options: Unpack[EnqueueOptions]) -> SyncHandle[Any]: ...
+    def enqueue(self, job: Any, /, **options: Unpack[EnqueueOptions]) -> SyncHandle[Any]:
         """As `Piecework.enqueue`: an args object, or handler.prepare(...)."""
         return SyncHandle(self._portal, self._portal.run(self._app.enqueue(job, **options)))
 
@@ -303,6 +338,10 @@ class SyncApp:
     def using(self, **options: Unpack[EnqueueOptions]) -> SyncUsing:
         """As `Piecework.using`."""
         return SyncUsing(self._app, self._portal, options)
+
+    def kind(self, kind: str) -> SyncKind:
+        """As `Piecework.kind`."""
+        return SyncKind(self._app.kind(kind), self._portal)
 
     def within(self, connection: Any) -> SyncWithin:
         """As `Piecework.within`, for a blocking connection of the calling thread."""
@@ -339,6 +378,10 @@ class SyncApp:
     def check(self) -> list[Finding]:
         """As `Piecework.check`."""
         return self._portal.run(self._app.check())
+
+    def migrate(self) -> None:
+        """As `Piecework.migrate`."""
+        self._portal.run(self._app.migrate())
 
     def run_until_idle(self, *, concurrency: int = 50) -> None:
         """As `Piecework.run_until_idle`."""

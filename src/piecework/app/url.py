@@ -32,6 +32,8 @@ def open_url(url: str, namespace: str) -> AnyStore:
             '"postgresql://host/database", or "memory://"'
         )
     if scheme == "memory":
+        if rest != "//":
+            raise ValueError(f'{url!r}: write "memory://" alone, a memory store has no options')
         return MemoryStore()
     if scheme == "sqlite":
         return _sqlite(url, rest, namespace)
@@ -49,6 +51,8 @@ def _sqlite(url: str, rest: str, namespace: str) -> SqliteStore:
     path = unquote(name)
     if path in ("", ":memory:"):
         raise ValueError(f'{url!r} names no file: use "memory://" for jobs that need none')
+    if "\x00" in path:
+        raise ValueError(f"{url!r}: a file name cannot have a NUL character")
     options = dict(parse_qsl(query, keep_blank_values=True))
     given: dict[str, Any] = {}
     if "busy" in options:

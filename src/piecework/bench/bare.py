@@ -9,15 +9,23 @@ import asyncio
 import queue
 import sqlite3
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Final
 
 from piecework.bench.rounds import Stopwatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
     from pathlib import Path
 
-__all__ = ["claim_and_ack", "commit_each", "commit_groups", "insert_at_once", "run_tasks"]
+__all__ = [
+    "claim_and_ack",
+    "commit_each",
+    "commit_groups",
+    "insert_at_once",
+    "run_tasks",
+    "single_commits",
+]
 
 _BODY: Final = '{"number":123456}'
 _INSERT: Final = "INSERT INTO bare (state, body) VALUES (0, ?)"
@@ -61,6 +69,19 @@ def commit_each(file: Path, count: int) -> float:
         for _ in range(count):
             connection.execute(_INSERT, (_BODY,))
     return watch.rate(count)
+
+
+@contextmanager
+def single_commits(file: Path) -> Generator[Callable[[], float]]:
+    """Yield what commits one row and returns how many seconds that took."""
+    with closing(_open(file)) as connection:
+
+        def commit() -> float:
+            with Stopwatch() as watch:
+                connection.execute(_INSERT, (_BODY,))
+            return watch.seconds
+
+        yield commit
 
 
 def insert_at_once(file: Path, count: int) -> float:

@@ -91,18 +91,23 @@ class Child:
 
 
 class _Counter:
-    """Counts the transactions of every SQLite connection that is opened from now on."""
+    """Counts the transactions of the SQLite connections of this process."""
 
     def __init__(self) -> None:
         self.begun = 0
+        self._opened: list[sqlite3.Connection] = []
 
     def listen(self) -> None:
         sys.addaudithook(self._hear)
 
+    def attend(self) -> None:
+        """What is open by now is listened to: at its opening a connection is not ready for it."""
+        while self._opened:
+            self._opened.pop().set_trace_callback(self._note)
+
     def _hear(self, event: str, args: tuple[Any, ...]) -> None:
         if event == "sqlite3.connect/handle":
-            connection: sqlite3.Connection = args[0]
-            connection.set_trace_callback(self._note)
+            self._opened.append(args[0])
 
     def _note(self, statement: str) -> None:
         self.begun += statement.startswith("BEGIN")
@@ -113,6 +118,7 @@ async def _work(url: str, counter: _Counter) -> None:
     async with jobs.app, jobs.app.worker(concurrency=CONCURRENCY):
         print("ready", flush=True)  # noqa: T201 - the other end of a pipe reads it
         while await asyncio.to_thread(sys.stdin.readline):
+            counter.attend()
             late = [*jobs.lateness]
             jobs.lateness.clear()
             report = {

@@ -38,10 +38,14 @@ async def echoes(jobs: Jobs, count: int) -> None:
         await jobs.app.enqueue_many([jobs.echo.prepare(number) for number in numbers])
 
 
-async def limited_echoes(jobs: Jobs, count: int) -> None:
-    """The same in a queue of which as many may run as the worker has slots."""
-    await jobs.app.queues.limit(QUEUE, running=CONCURRENCY)
-    await echoes(jobs, count)
+def limited_echoes(limit: int) -> Filling:
+    """The same in a queue of which so many may run at once, over the whole fleet."""
+
+    async def fill_in(jobs: Jobs, count: int) -> None:
+        await jobs.app.queues.limit(QUEUE, running=limit)
+        await echoes(jobs, count)
+
+    return fill_in
 
 
 async def keyed_echoes(jobs: Jobs, count: int) -> None:
@@ -56,7 +60,7 @@ async def nothings(jobs: Jobs, count: int) -> None:
     await jobs.app.enqueue_many([jobs.nothing.prepare() for _ in range(count)])
 
 
-def drain(url: str, count: int, filling: Filling = echoes) -> float:
+def drain(url: str, count: int, filling: Filling = echoes, concurrency: int = CONCURRENCY) -> float:
     """Return how many jobs a second run, from the worker's start to its end, all settled."""
 
     async def main() -> float:
@@ -65,7 +69,7 @@ def drain(url: str, count: int, filling: Filling = echoes) -> float:
             before = (await jobs.app.count()).get((QUEUE, State.COMPLETED), 0)
             await filling(jobs, count)
             with Stopwatch() as watch:
-                await jobs.drain(before + count)
+                await jobs.drain(before + count, concurrency)
         return watch.rate(count)
 
     return asyncio.run(main())
@@ -125,25 +129,30 @@ def plain(bench: Bench) -> Iterator[Result]:
 
 def limited(bench: Bench) -> Iterator[Result]:
     """Ours with a limit that is as large as the worker, beside the same without."""
-    count = bench.scale.drain
+    yield _limited(bench, CONCURRENCY)
+    yield _limited(bench, 10 * CONCURRENCY)
+
+
+def _limited(bench: Bench, limit: int) -> Result:
+    assert bench.place is not None
+    count, filling = bench.scale.drain, limited_echoes(limit)
     ours, free = alternate(
         bench.scale.rounds,
-        lambda: drain(bench.store(), count, limited_echoes),
-        lambda: drain(bench.store(), count),
+        lambda: drain(bench.store(), count, filling, limit),
+        lambda: drain(bench.store(), count, echoes, limit),
     )
-    assert bench.place is not None
     file = bench.place.fresh()
     with _Watch(file) as watch:  # a round of its own: looking takes time
-        drain(bench.url(file), count, limited_echoes)
-    yield Result(
-        what=f"drain, queue limited to {CONCURRENCY} running",
+        drain(bench.url(file), count, filling, limit)
+    return Result(
+        what=f"drain, {limit} slots, queue limited to {limit} running",
         ours=(ours,),
         unit="jobs/s",
         yardstick="unlimited",
         theirs=free,
         least=0.8,
         note=f"at most {watch.most} ran at once, seen {watch.looks:,} times",
-        broken=f"{watch.most} ran at once" if watch.most > CONCURRENCY else "",
+        broken=f"{watch.most} ran at once" if watch.most > limit else "",
     )
 
 
@@ -273,8 +282,10 @@ def _drain_by_processes(bench: Bench, processes: int, count: int) -> float:
                 await stack.enter_async_context(Child(bench.url(file)))
             with closing(sqlite3.connect(file)) as connection, Stopwatch() as watch:
                 await jobs.app.queues.resume(QUEUE)
-                while connection.execute(_UNFINISHED).fetchone():
+                unfinished = True
+                while unfinished:
                     await asyncio.sleep(0.002)
+                    unfinished = connection.execute(_UNFINISHED).fetchone() is not None
             await jobs.expect(count)
         return watch.rate(count)
 

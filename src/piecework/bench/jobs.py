@@ -50,9 +50,9 @@ class Jobs:
 
         self.nothing, self.echo, self.keyed, self.late = nothing, echo, keyed, late
 
-    async def drain(self, expected: int) -> None:
+    async def drain(self, expected: int, concurrency: int = CONCURRENCY) -> None:
         """Everything has run, and so many are completed. WentWrong if not."""
-        await self.app.run_until_idle(concurrency=CONCURRENCY)
+        await self.app.run_until_idle(concurrency=concurrency)
         await self.expect(expected)
 
     async def expect(self, completed: int) -> None:

@@ -52,17 +52,17 @@ class Result:
 
     @property
     def aim(self) -> str:
-        """The aim in words, empty where there is none."""
-        parts = [] if self.least is None else [f"≥ {self.least:g} ×"]
-        parts += [] if self.most is None else [f"≤ {self.most:g} ×"]
+        """The aim in words, empty where there is none: of the ratio with ×, else of ours."""
+        parts = [] if self.least is None else [f"≥ {self.least:g}×"]
+        parts += [] if self.most is None else [f"≤ {self.most:g}×"]
         if self.ceiling is not None:
-            parts.append(f"≤ {' / '.join(f'{bound:g}' for bound in self.ceiling)} {self.unit}")
+            parts.append(f"≤ {' / '.join(f'{bound:g}' for bound in self.ceiling)}")
         return ", ".join(parts)
 
     def cells(self) -> tuple[str, ...]:
         """Return what, ours, yardstick, ratio, aim, met."""
         remark = self.broken or self.note
-        what = f"{self.what} [{remark}]" if remark else self.what
+        what = f"{self.what} ({remark})" if remark else self.what
         ours = f"{' / '.join(map(_figure, self.ours))} {self.unit}"
         theirs = "" if self.theirs is None else f"{self.yardstick}\n{_figure(self.theirs)}"
         ratio = "" if self.ratio is None else f"{self.ratio:.2f}"

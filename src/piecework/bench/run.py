@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote
 
-from rich.box import SIMPLE
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -39,7 +39,7 @@ class Measurement(NamedTuple):
 MEMORY: Final = (
     Measurement("drain", drains.memory),
     Measurement("enqueue", enqueues.memory),
-    Measurement("latency", latency.idle),
+    Measurement("latency", latency.memory),
 )
 SQLITE: Final = (
     Measurement("enqueue one by one", enqueues.one_by_one),
@@ -51,7 +51,7 @@ SQLITE: Final = (
     Measurement("drain, serial keys", drains.keyed),
     Measurement("drain, much stored", drains.stored),
     Measurement("latency, idle", latency.idle),
-    Measurement("latency, two processes", latency.idle_across),
+    Measurement("latency, two processes", latency.across),
     Measurement("latency, busy", latency.busy),
     Measurement("idle worker", footprint.idle),
     Measurement("memory of a worker", footprint.memory),
@@ -126,14 +126,14 @@ def _measure(
 
 
 def _show(console: Console, url: str, results: Sequence[Result]) -> None:
-    table = Table(title=f"piecework bench {url}", title_justify="left", box=SIMPLE, padding=(0, 1))
-    table.add_column("what", overflow="fold", min_width=24)
-    for name in ("ours", "yardstick", "ratio", "aim"):
+    table = Table(
+        title=f"piecework bench {url}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.add_column("what", overflow="fold", ratio=1)
+    for name in ("ours", "yardstick", "ratio", "aim", "met?"):
         table.add_column(name, justify="right", overflow="fold")
-    table.add_column("met?", justify="center")
     for result in results:
-        style = "" if result.met is not False else "red"
-        table.add_row(*result.cells(), style=style)
+        table.add_row(*result.cells(), style="" if result.met is not False else "red")
     console.print(table)
     console.print(
         "Medians of rounds that took turns. Only ratios carry over to another machine.",

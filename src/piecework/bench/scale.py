@@ -36,11 +36,11 @@ QUICK: Final = Scale(
     keyed=10_000,
     stored=50_000,
     few_stored=10_000,
-    peers=2_000,
-    latencies=200,
-    busy_seconds=2.0,
-    idle_seconds=4.0,
-    soak=50_000,
+    peers=1_000,
+    latencies=150,
+    busy_seconds=1.5,
+    idle_seconds=5.0,
+    soak=40_000,
 )
 FULL: Final = Scale(
     rounds=5,

@@ -23,4 +23,4 @@ def command(
     """Measure a store, as ratios to bare code doing the same."""
     from piecework.bench import main
 
-    main(url, peers=peers, json=json, quick=quick)
+    raise typer.Exit(main(url, peers=peers, quick=quick, json=json))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 
 from piecework.cli.errors import FAILED
-from piecework.cli.show import cell, console, json_out, state_cell
+from piecework.cli.show import cell, json_out, print_table, state_cell
 from piecework.cli.targets import JsonOption, TargetArgument, is_url, load
 from piecework.core.job import WAITING
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from piecework.ports import Finding
 
 __all__ = ["command"]
+
+MANY: Final = 1_000
 
 
 def command(target: TargetArgument, *, json: JsonOption = False) -> None:
@@ -44,10 +46,10 @@ async def _findings(app: Piecework, *, module: bool) -> list[Finding]:
                 else Finding("warning", "handlers", "the app has none: a worker would park all")
             )
         found.append(await _workers(app))
-        parked = await app.find(parked=True, limit=1_000)
+        parked = await app.find(parked=True, limit=MANY)
         if parked:
-            many = "1,000 or more jobs are" if len(parked) == 1_000 else f"{len(parked)} parked,"
-            text = f"{many} waiting for a worker that can run them: {parked[0].reason}"
+            many = f"{len(parked):,}" if len(parked) < MANY else f"{MANY:,} or more"
+            text = f"{many} jobs wait for a worker that can run them: {parked[0].reason}"
             found.append(Finding("warning", "parked", text))
         paused = [queue.name for queue in await app.queues.list() if queue.paused]
         if paused:
@@ -72,12 +74,8 @@ async def _workers(app: Piecework) -> Finding:
 
 
 def _print(found: list[Finding]) -> None:
-    from rich.table import Table
-
-    shown = Table.grid(padding=(0, 2, 0, 0))
-    shown.add_column(no_wrap=True)
-    shown.add_column(no_wrap=True)
-    shown.add_column(overflow="fold")
-    for finding in found:
-        shown.add_row(state_cell(finding.level), cell(finding.topic, "bold"), cell(finding.text))
-    console().print(shown)
+    rows = [
+        [state_cell(finding.level), cell(finding.topic, "bold"), cell(finding.text)]
+        for finding in found
+    ]
+    print_table(("", " ", "  "), rows, fold=["  "])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from typer import TyperException
@@ -28,7 +28,7 @@ class WrongUsage(TyperException):
 
 
 @contextmanager
-def usage() -> Iterator[None]:
+def usage() -> Generator[None]:
     """A value that is refused inside the block came from the command line."""
     try:
         yield

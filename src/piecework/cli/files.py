@@ -8,16 +8,19 @@ import os
 import stat
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, TypedDict
 from urllib.parse import unquote_to_bytes
 
 from piecework import GiveUp
 
-__all__ = ["Found", "Sums", "Trouble", "decode_path", "encode_path", "scan", "sum_up"]
+__all__ = ["Found", "Sums", "Trouble", "decode_path", "encode_path", "relative", "scan", "sum_up"]
 
 CHUNK: Final = 256 * 1024
 _SPACE: Final = b" \t\n\v\f\r"
 _BLANKS: Final = bytes(0x20 if byte in _SPACE else 0x78 for byte in range(256))
+# As in wc, a control character neither begins a word nor ends one; bytes of UTF-8 belong to words.
+_CONTROLS: Final = bytes({*range(0x20), 0x7F} - {*_SPACE})
 _OPEN: Final = (
     os.O_RDONLY
     | getattr(os, "O_CLOEXEC", 0)
@@ -44,7 +47,7 @@ class Trouble:
 
 
 class Sums(TypedDict):
-    """What is in a file: `lines` and `words` as `wc` counts them, byte by byte."""
+    """What is in a file: `lines` and `words` as `wc` counts them in UTF-8 text."""
 
     sha256: str
     bytes: int
@@ -57,7 +60,7 @@ class Sums(TypedDict):
 
 def scan(root: str, skip: Collection[str]) -> Iterator[Found | Trouble]:
     """Yield every regular file below the root, by name; links are not followed."""
-    status = os.stat(root)
+    status = Path(root).stat()
     if stat.S_ISREG(status.st_mode):
         yield Found(root, _key(root, root, status))
         return
@@ -70,15 +73,20 @@ def scan(root: str, skip: Collection[str]) -> Iterator[Found | Trouble]:
         except OSError as error:
             yield Trouble(folder, f"cannot be listed: {error.strerror}")
             continue
+        below: list[str] = []
         for entry in entries:
             try:
-                if entry.is_file(follow_symlinks=False) and entry.path not in skip:
-                    yield Found(entry.path, _key(root, entry.path, entry.stat(follow_symlinks=False)))
+                if entry.is_dir(follow_symlinks=False):
+                    below.append(entry.path)
+                elif entry.is_file(follow_symlinks=False) and entry.path not in skip:
+                    yield Found(
+                        entry.path, _key(root, entry.path, entry.stat(follow_symlinks=False))
+                    )
             except FileNotFoundError:
                 continue  # gone since it was listed
             except OSError as error:
                 yield Trouble(entry.path, f"cannot be looked at: {error.strerror}")
-        folders += [entry.path for entry in reversed(entries) if entry.is_dir(follow_symlinks=False)]
+        folders += reversed(below)
 
 
 def _key(root: str, path: str, status: os.stat_result) -> str:
@@ -97,6 +105,11 @@ def encode_path(path: str) -> str:
     if text.isascii():
         return text
     return "".join(f"%{ord(c) - 0xDC00:02X}" if "\udc80" <= c <= "\udcff" else c for c in text)
+
+
+def relative(path: str, root: str) -> str:
+    """Return the path as a person would say it below the root."""
+    return Path(path).name if path == root else os.path.relpath(path, root)
 
 
 def decode_path(text: str) -> str:
@@ -128,17 +141,19 @@ def _sum_up(path: str, check: Callable[[], None]) -> Sums:
     digest = hashlib.sha256()
     size = lines = words = 0
     inside = False
-    with os.fdopen(os.open(path, _OPEN), "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    file = os.open(path, _OPEN)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
             raise GiveUp("Not a regular file any more")
-        while chunk := file.read(CHUNK):
+        while chunk := os.read(file, CHUNK):
             digest.update(chunk)
             size += len(chunk)
             lines += chunk.count(b"\n")
-            blanks = chunk.translate(_BLANKS)
+            blanks = chunk.translate(_BLANKS, _CONTROLS)
             # A word begins where an x follows a blank, or the beginning.
             words += blanks.count(b" x") + (not inside and blanks.startswith(b"x"))
-            inside = blanks.endswith(b"x")
-            if len(chunk) == CHUNK:
-                check()
+            inside = blanks.endswith(b"x") or (inside and not blanks)
+            check()
+    finally:
+        os.close(file)
     return Sums(sha256=digest.hexdigest(), bytes=size, lines=lines, words=words)

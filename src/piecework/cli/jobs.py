@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json as json_module
 import re
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,16 +19,18 @@ from piecework.cli.show import (
     json_out,
     out,
     plain,
+    print_table,
     printable,
     say,
     state_cell,
-    table,
     view,
 )
-from piecework.cli.targets import JsonOption, TargetArgument, load_store, split_ids
+from piecework.cli.targets import JsonOption, TargetArgument, split_ids, with_store
 from piecework.core.job import State
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from piecework import Attempt, JobEvent, JobView, LogLine, Piecework, Report
 
 __all__ = ["app"]
@@ -65,7 +66,12 @@ def list_(
     target: TargetArgument,
     *,
     state: Annotated[
-        list[State] | None, typer.Option(show_default=False, help="In this state; repeatable.")
+        list[State] | None,
+        typer.Option(
+            metavar="STATE",
+            show_default=False,
+            help=f"In this state: {', '.join(State)}; repeatable.",
+        ),
     ] = None,
     kind: Annotated[
         list[str] | None,
@@ -130,7 +136,7 @@ def list_(
             if len(found) == limit:
                 say(f"only {limit:,} are shown; the next ones: --after {found[-1].id}")
 
-    _with_app(target, command)
+    with_store(target, command)
 
 
 @app.command()
@@ -157,7 +163,7 @@ def show(
         if lines is not None:
             _print_logs(lines)
 
-    _with_app(target, command)
+    with_store(target, command)
 
 
 @app.command()
@@ -187,7 +193,7 @@ def watch(
             say(f"job {job_id} {_ended(job.state)}" + (f": {why}" if why else ""))
             raise typer.Exit(FAILED)
 
-    _with_app(target, command)
+    with_store(target, command)
 
 
 # ── act ──────────────────────────────────────────────────────────────────────────────────────
@@ -259,20 +265,10 @@ def _act(
         if not all(report.done for report in reports):
             raise typer.Exit(FAILED)
 
-    _with_app(target, command)
+    with_store(target, command)
 
 
 # ── what was meant ───────────────────────────────────────────────────────────────────────────
-
-
-def _with_app(target: str, command: Callable[[Piecework], Awaitable[None]]) -> None:
-    app = load_store(target)
-
-    async def run() -> None:
-        async with app:
-            await command(app)
-
-    asyncio.run(run())
 
 
 def _one(words: list[str]) -> tuple[str, UUID]:
@@ -313,30 +309,23 @@ def _instant(option: str, text: str | None) -> datetime | None:
 
 
 def _print_jobs(found: list[JobView]) -> None:
-    terminal = console()
-    wide = terminal.width >= _WIDE
+    wide = console().width >= _WIDE
     extra = ["QUEUE", "ERROR"] if wide else []
-    shown = table(
-        "ID", "STATE", "TRIES", "AGE", "KIND", *extra, right=["TRIES", "AGE"],
-        flexible=["KIND", *extra],
-    )  # fmt: skip
     now = datetime.now(UTC)
+    rows: list[list[Text]] = []
     for job in found:
         row = [
             cell(job.id),
             state_cell("parked" if job.parked else job.state),
             cell(f"{job.attempt}/{job.max_attempts}"),
             cell(ago(job.enqueued_at, now)),
-            cell(_what(job)),
+            cell(job.kind if job.name is None else f"{job.kind}: {job.name}"),
         ]
         if wide:
             row += [cell(job.queue), cell(job.error or job.reason)]
-        shown.add_row(*row)
-    terminal.print(shown)
-
-
-def _what(job: JobView) -> str:
-    return job.kind if job.name is None else f"{job.kind}: {job.name}"
+        rows.append(row)
+    head = ["ID", "STATE", "TRIES", "AGE", "KIND", *extra]
+    print_table(head, rows, right=["TRIES", "AGE"], cut=["KIND", *extra])
 
 
 def _print_job(job: JobView) -> None:
@@ -376,36 +365,32 @@ def _print_job(job: JobView) -> None:
         ("expires", _at(job.expires_at)),
         ("time limit", None if job.timeout is None else f"{job.timeout:g} s"),
     ]  # fmt: skip
-    from rich.table import Table
-
-    shown = Table.grid(padding=(0, 2, 0, 0))
-    shown.add_column(style="bold", no_wrap=True)
-    shown.add_column(overflow="fold")
-    for name, value in rows:
-        if value is not None:
-            shown.add_row(name, state_cell(state) if name == "state" else cell(value))
-    console().print(shown)
+    shown = [
+        [cell(name, "bold"), state_cell(state) if name == "state" else cell(value)]
+        for name, value in rows
+        if value is not None
+    ]
+    print_table(("", " "), shown, fold=[" "])
 
 
 def _print_attempts(attempts: list[Attempt]) -> None:
-    terminal = console()
     out()
-    shown = table(
-        "ATTEMPT", "OUTCOME", "STARTED", "TOOK", "NODE", "ERROR", right=["ATTEMPT", "TOOK"],
-        flexible=["NODE", "ERROR"],
-    )  # fmt: skip
+    rows: list[list[Text]] = []
     for each in attempts:
         took = None if each.ended_at is None else (each.ended_at - each.started_at).total_seconds()
         number = f"{each.number}" if each.generation == 1 else f"{each.generation}.{each.number}"
-        shown.add_row(
-            cell(number),
-            state_cell(each.outcome or "running"),
-            cell(f"{each.started_at.astimezone():%H:%M:%S}"),
-            cell("-" if took is None else f"{took:.3f}s"),
-            cell(each.node),
-            cell(each.error),
+        rows.append(
+            [
+                cell(number),
+                state_cell(each.outcome or "running"),
+                cell(f"{each.started_at.astimezone():%H:%M:%S}"),
+                cell("-" if took is None else f"{took:.3f}s"),
+                cell(each.node),
+                cell(each.error),
+            ]
         )
-    terminal.print(shown)
+    head = ("ATTEMPT", "OUTCOME", "STARTED", "TOOK", "NODE", "ERROR")
+    print_table(head, rows, right=["ATTEMPT", "TOOK"], cut=["NODE", "ERROR"])
     last = attempts[-1]
     if last.traceback:
         out()

@@ -17,28 +17,28 @@ Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 class OneLine(logging.Formatter):
     """A record, its traceback included, is one line; times are UTC."""
 
-    converter = time.gmtime
     default_time_format = "%Y-%m-%dT%H:%M:%S"
-    default_msec_format = "%s.%03dZ"
+    default_msec_format: str | None = "%s.%03dZ"
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+        self.converter = time.gmtime
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         return printable(super().format(record))
 
 
-class StderrNow(logging.StreamHandler["TextIO"]):
+class StderrNow(logging.Handler):
     """Writes to what sys.stderr is at that moment: a live display may stand in for it."""
-
-    def __init__(self) -> None:
-        super().__init__(sys.stderr)
 
     def emit(self, record: logging.LogRecord) -> None:
         """The line is written."""
-        self.stream = sys.stderr
-        super().emit(record)
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.flush()
+        except Exception:  # noqa: BLE001 - as every handler of logging: it reports, and lives
+            self.handleError(record)
 
 
 def configure(level: str) -> None:

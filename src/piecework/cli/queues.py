@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from piecework.cli.errors import WrongUsage, usage
-from piecework.cli.show import ago, cell, console, json_out, out, printable, state_cell, table
-from piecework.cli.targets import JsonOption, TargetArgument, load_store, split_name
+from piecework.cli.show import ago, cell, json_out, out, print_table, printable, state_cell
+from piecework.cli.targets import JsonOption, TargetArgument, split_name, with_store
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from piecework import Piecework, QueueInfo
 
 __all__ = ["app"]
@@ -43,7 +43,7 @@ def list_(target: TargetArgument, *, json: JsonOption = False) -> None:
         else:
             _print(queues)
 
-    _with_app(target, command)
+    with_store(target, command)
 
 
 @app.command()
@@ -56,7 +56,7 @@ def pause(words: NameWords) -> None:
             await app.queues.pause(name)
         out(f"{printable(name)} is paused: nothing more is taken from it until it is resumed")
 
-    _with_app(target, command)
+    with_store(target, command)
 
 
 @app.command()
@@ -69,7 +69,7 @@ def resume(words: NameWords) -> None:
             await app.queues.resume(name)
         out(f"{printable(name)} is active")
 
-    _with_app(target, command)
+    with_store(target, command)
 
 
 @app.command()
@@ -109,17 +109,7 @@ def limit(
                 return
         out(f"{printable(name)} has no limit")
 
-    _with_app(target, command)
-
-
-def _with_app(target: str, command: Callable[[Piecework], Awaitable[None]]) -> None:
-    app = load_store(target)
-
-    async def run() -> None:
-        async with app:
-            await command(app)
-
-    asyncio.run(run())
+    with_store(target, command)
 
 
 def _running(text: str | None) -> int | Literal["unset"] | None:
@@ -162,18 +152,19 @@ def _print(queues: list[QueueInfo]) -> None:
 
     counts = (State.RUNNING, State.AVAILABLE, State.SCHEDULED, State.BLOCKED)
     numbers = [state.value.upper() for state in counts]
-    shown = table(
-        "QUEUE", "STATE", *numbers, "RATE", "OLDEST", right=[*numbers, "OLDEST"], flexible=["QUEUE"]
-    )
+    rows: list[list[Text]] = []
     for queue in queues:
         jobs = [f"{queue.jobs.get(state, 0):,}" for state in counts]
         if queue.limit is not None:
             jobs[0] += f"/{queue.limit}"
-        shown.add_row(
-            cell(queue.name),
-            state_cell("paused" if queue.paused else "active"),
-            *[cell(each) for each in jobs],
-            cell(_rate_text(queue.rate) or "-"),
-            cell(ago(queue.oldest)),
+        rows.append(
+            [
+                cell(queue.name),
+                state_cell("paused" if queue.paused else "active"),
+                *[cell(each) for each in jobs],
+                cell(_rate_text(queue.rate) or "-"),
+                cell(ago(queue.oldest)),
+            ]
         )
-    console().print(shown)
+    head = ("QUEUE", "STATE", *numbers, "RATE", "OLDEST")
+    print_table(head, rows, right=[*numbers, "OLDEST"], cut=["QUEUE"])

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -18,7 +18,6 @@ from uuid import UUID
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from piecework import JobView
@@ -30,15 +29,17 @@ __all__ = [
     "json_out",
     "out",
     "plain",
+    "print_table",
     "printable",
     "say",
     "seconds",
     "state_cell",
-    "table",
     "view",
 ]
 
 _UNLIMITED: Final = 10_000
+_GAP: Final = 2
+_LEAST: Final = 6
 _COLOURS: Final = {
     "running": "cyan",
     "completed": "green",
@@ -53,10 +54,19 @@ _COLOURS: Final = {
 
 
 def printable(text: str) -> str:
-    """Return the text on one line; what is not plainly visible is escaped, as in repr()."""
+    """Return the text on one line; what is not plainly visible is escaped, as in repr().
+
+    A byte of a file name that is no UTF-8 is shown as that byte.
+    """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return repr(character)[1:-1]
 
 
 # ── for people ───────────────────────────────────────────────────────────────────────────────
@@ -100,21 +110,58 @@ def state_cell(state: str) -> Text:
     return cell(state, _COLOURS.get(state, ""))
 
 
-def table(*columns: str, right: Sequence[str] = (), flexible: Sequence[str] = ()) -> Table:
-    """Return an empty table; only `flexible` columns are cut short where the terminal ends."""
+def print_table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[Text]],
+    *,
+    right: Collection[str] = (),
+    cut: Collection[str] = (),
+    fold: Collection[str] = (),
+) -> None:
+    """Print a table. Where the terminal ends, only the columns `cut` and `fold` give way."""
     from rich.table import Table
 
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in columns:
-        made.add_column(
+    terminal = console()
+    widths = {
+        name: max([len(name), *(row[number].cell_len for row in rows)])
+        for number, name in enumerate(head)
+    }
+    if not fold:
+        _narrow(widths, cut, terminal.width)
+    shown = Table(
+        box=None,
+        pad_edge=False,
+        padding=(0, _GAP, 0, 0),
+        show_header=any(name.strip() for name in head),
+        header_style="bold",
+    )
+    for name, width in widths.items():
+        shown.add_column(
             name,
             justify="right" if name in right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=None if name in flexible else len(name),
-            ratio=None,
+            no_wrap=name not in fold,
+            overflow="fold" if name in fold else "ellipsis",
+            width=None if name in fold else width,
         )
-    return made
+    for row in rows:
+        shown.add_row(*row)
+    if terminal.is_terminal:
+        terminal.print(shown)
+        return
+    with terminal.capture() as printed:
+        terminal.print(shown)
+    for line in printed.get().splitlines():
+        out(line.rstrip())
+
+
+def _narrow(widths: dict[str, int], cut: Collection[str], room: int) -> None:
+    """The columns `cut`, the widest first, give up what is too much."""
+    while (over := sum(widths.values()) + _GAP * (len(widths) - 1) - room) > 0:
+        widest = max(cut, key=widths.__getitem__, default=None)
+        if widest is None or widths[widest] <= _LEAST:
+            return
+        others = [widths[name] for name in cut if name != widest]
+        widths[widest] -= max(1, min(over, widths[widest] - max([_LEAST, *others])))
 
 
 def ago(at: datetime | None, now: datetime | None = None) -> str:

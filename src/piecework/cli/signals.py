@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 __all__ = ["Stopper", "leftover_threads", "stopper"]
 
@@ -42,11 +42,11 @@ class Stopper:
 
 
 @contextmanager
-def stopper(told: Callable[[signal.Signals, int], None]) -> Iterator[Stopper]:
+def stopper(told: Callable[[signal.Signals, int], None]) -> Generator[Stopper]:
     """Signals are heard on the running loop inside the block; `told` gets each and its number."""
     heard = Stopper(told)
     loop = asyncio.get_running_loop()
-    former: list[tuple[signal.Signals, object]] = []
+    former: list[tuple[signal.Signals, Any]] = []
     for each in (signal.SIGINT, signal.SIGTERM):
         former.append((each, signal.getsignal(each)))
         try:
@@ -63,7 +63,7 @@ def stopper(told: Callable[[signal.Signals, int], None]) -> Iterator[Stopper]:
         for each, before in former:
             with suppress(NotImplementedError):
                 loop.remove_signal_handler(each)
-            signal.signal(each, before)  # type: ignore[arg-type]
+            signal.signal(each, before)
 
 
 def leftover_threads() -> bool:

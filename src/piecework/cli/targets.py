@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import re
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
@@ -17,14 +19,24 @@ from piecework.cli.errors import Failure, WrongUsage, usage
 from piecework.cli.show import say
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from piecework import Piecework
 
-__all__ = ["JsonOption", "TargetArgument", "is_url", "load", "load_store", "split_ids", "split_name"]
+__all__ = [
+    "JsonOption",
+    "TargetArgument",
+    "is_url",
+    "load",
+    "split_ids",
+    "split_name",
+    "with_store",
+]
 
 VARIABLE: Final = "PIECEWORK_TARGET"
 EXAMPLES: Final = "write module:attr, such as app:app, or a store URL, such as sqlite:///jobs.db"
 _ATTRIBUTE: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
-_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(//|$)")
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(memory|sqlite|postgres(ql)?):")
 
 TargetArgument = Annotated[
     str,
@@ -53,22 +65,35 @@ def load(target: str) -> Piecework:
     if not _ATTRIBUTE.fullmatch(target):
         raise WrongUsage(f"{target!r} is no target: {EXAMPLES}")
     module, _, attribute = target.partition(":")
+    if module.endswith(".py"):
+        raise WrongUsage(f"{target!r} names a file: write {module.removesuffix('.py')}:{attribute}")
     return _attribute_of(_import(module), module, attribute)
 
 
-def load_store(target: str) -> Piecework:
-    """Return the app to look at its jobs: as `load`, but not for a memory of this process."""
+def with_store(target: str, command: Callable[[Piecework], Awaitable[None]]) -> None:
+    """The command has been carried out on the app of the target, whose store was opened for it."""
     if is_url(target) and target.startswith("memory:"):
         raise WrongUsage(f"{target} lives and dies with its program: name a file, or module:attr")
     app = load(target)
-    if target.startswith("sqlite:"):
-        file = Path(unquote(urlsplit(target).path[1:]))
-        if not file.exists():
-            say(f"note: {file} did not exist; an empty store is made there")
-    return app
+    new = _file_to_be(target)
+
+    async def run() -> None:
+        async with app:
+            if new is not None:
+                say(f"note: {new} is a new, empty store: was another file meant?")
+            await command(app)
+
+    asyncio.run(run())
 
 
-def _import(module: str) -> Any:
+def _file_to_be(target: str) -> Path | None:
+    if not target.startswith("sqlite:"):
+        return None
+    file = Path(unquote(urlsplit(target).path[1:]))
+    return None if file.exists() else file
+
+
+def _import(module: str) -> ModuleType:
     here = str(Path.cwd())
     if sys.path[:1] not in ([here], [""]):
         sys.path.insert(0, here)
@@ -90,10 +115,10 @@ def _why(module: str, error: BaseException) -> str:
     return f"module {module!r} cannot be imported: {type(error).__name__}: {said}".rstrip(": ")
 
 
-def _attribute_of(module: Any, name: str, attribute: str) -> Piecework:
+def _attribute_of(module: ModuleType, name: str, attribute: str) -> Piecework:
     from piecework import Piecework
 
-    found: Any = module
+    found: object = module
     for step in attribute.split("."):
         try:
             found = getattr(found, step)
@@ -109,7 +134,7 @@ def _attribute_of(module: Any, name: str, attribute: str) -> Piecework:
     return found
 
 
-def _instead(module: Any, name: str) -> str:
+def _instead(module: ModuleType, name: str) -> str:
     from piecework import Piecework
 
     apps = [each for each, value in vars(module).items() if isinstance(value, Piecework)]

@@ -13,7 +13,7 @@ import typer
 from piecework.cli import logs
 from piecework.cli.errors import WrongUsage, usage
 from piecework.cli.show import out, printable
-from piecework.cli.signals import leftover_threads, stopper
+from piecework.cli.signals import stopper
 from piecework.cli.targets import is_url, load
 
 if TYPE_CHECKING:
@@ -91,26 +91,23 @@ def command(
             shutdown_timeout=shutdown_timeout,
         )
     asyncio.run(_work(app, worker))
-    if leftover_threads():
-        # What runs on in a thread would keep the process; its job is another worker's by now.
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
 
 
 async def _work(app: Piecework, worker: Worker) -> None:
     def told(received: signal.Signals, count: int) -> None:
         seconds = worker.settings.shutdown_timeout.total_seconds()
         if count == 1:
+            if not worker.busy:
+                _log.info("%s: stopping", received.name)
+                return
             _log.info(
-                "%s: stopping; %d running jobs have %g s, a second signal releases them at once",
+                "%s: stopping; running jobs (%d) have %g s, a second signal releases them at once",
                 received.name,
                 worker.busy,
                 seconds,
             )
         elif count == 2:
-            _log.warning("%s again: releasing %d running jobs", received.name, worker.busy)
+            _log.warning("%s again: releasing the running jobs (%d)", received.name, worker.busy)
 
     async with app:
         with stopper(told) as stop:
@@ -129,8 +126,9 @@ async def _work(app: Piecework, worker: Worker) -> None:
 
 def _start_line(app: Piecework, worker: Worker) -> str:
     settings = worker.settings
+    store = repr(app).removeprefix("<Piecework ").removesuffix(">")
     queues = "every queue" if settings.queues is None else ", ".join(settings.queues)
     return printable(
         f"worker {settings.node} ({os.getpid()}) runs {', '.join(app.kinds) or 'no kinds'} "
-        f"from {queues}, {settings.concurrency} at once, on {app!r}"
+        f"from {queues}, {settings.concurrency} at once, on {store}"
     )

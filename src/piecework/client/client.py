@@ -15,13 +15,12 @@ from weakref import WeakKeyDictionary
 
 from piecework.client.follow import Follower
 from piecework.client.options import EnqueueOptions, as_id, as_instant, resolve
-from piecework.client.views import JobEvent, JobView, Report, view_of
+from piecework.client.views import JobEvent, JobView, Report, progress_of, read_progress, view_of
 from piecework.core import lifecycle
 from piecework.core.attempts import attempt_of, decode_error
 from piecework.core.errors import DuplicateJob, JobCancelled, JobExpired, JobFailed, JobNotFound
 from piecework.core.job import FINAL, NOW, Attempt, Job, JobId, LogLine, NewJob, State
 from piecework.handlers.names import check_metadata
-from piecework.handlers.run import Progress
 from piecework.observe import current_logs
 from piecework.ports import Filter
 from piecework.system import new_id
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from piecework.core.lifecycle import Transition
     from piecework.handlers.definition import Definition
     from piecework.handlers.registry import Registry
+    from piecework.handlers.run import Progress
     from piecework.ports import Bound, Inserted, JobStatus, Reader, Store
 
 __all__ = ["Client", "Draft"]
@@ -84,7 +84,9 @@ class Client:
         fields = dict(self._fields_of(definition))
         if definition.has_keys:
             keys = definition.keys_for(value)
-            fields["unique_key"], fields["serial_key"] = keys.unique, keys.serial
+            if definition.options.unique_key is not None:
+                fields["unique_key"] = keys.unique
+            fields["serial_key"] = keys.serial
         return Draft(definition.kind, text, self._resolve(fields, options), definition)
 
     def draft_plain(self, kind: str, text: str, options: EnqueueOptions) -> Draft:
@@ -120,7 +122,7 @@ class Client:
             fields["serial_key"] = fields.get("queue", "default")
         elif resolved.serial is False:
             fields.pop("serial_key", None)
-        if "unique_scope" in fields and fields.get("unique_key") is None:
+        if "unique_scope" in fields and "unique_key" not in fields:  # a blank one means none
             raise ValueError("unique= says how long a unique_key is held: give unique_key, too")
         return fields
 
@@ -179,7 +181,7 @@ class Client:
     async def progress(self, job_id: JobId) -> Progress | None:
         """Return the last report, or None."""
         job = await self.read(job_id)
-        return Progress.decode(job.progress, job.partial)
+        return progress_of(job)
 
     # ── follow ───────────────────────────────────────────────────────────────────────────
 
@@ -187,6 +189,8 @@ class Client:
         loop = asyncio.get_running_loop()
         follower = self._followers.get(loop)
         if follower is None:
+            for gone in [each for each in self._followers if each.is_closed()]:
+                del self._followers[gone]  # its tasks hold the loop, so that no collector would
             follower = self._followers[loop] = Follower(self.store, self.reader)
         return follower
 
@@ -197,7 +201,10 @@ class Client:
             async with asyncio.timeout(seconds):
                 await self._follower().wait(job_id, _is_final)
         except TimeoutError:
-            raise TimeoutError(f"job {job_id} had not ended after {seconds:g} s") from None
+            job = await self.read(job_id)  # timeout=0 asks how it is now
+            if job.state not in FINAL:
+                raise TimeoutError(f"job {job_id} had not ended after {seconds:g} s") from None
+            return job
         return await self.read(job_id)
 
     async def watch(self, job_id: JobId) -> AsyncIterator[JobEvent]:
@@ -211,7 +218,7 @@ class Client:
                 state=last.state,
                 attempt=last.attempt,
                 generation=last.generation,
-                progress=Progress.decode(last.progress, job.partial),
+                progress=read_progress(last.progress, job.partial),
             )
 
     # ── act ──────────────────────────────────────────────────────────────────────────────
@@ -291,6 +298,7 @@ class Client:
 
     async def delete_many(self, ids: Sequence[JobId]) -> list[Report]:
         """As `delete`, with one report for each."""
+        ids = list(dict.fromkeys(ids))
         gone = set(await self.store.prune(ids, limit=len(ids)))
         there = {job.id: job for job in await self.reader.get([i for i in ids if i not in gone])}
         reports: list[Report] = []
@@ -370,16 +378,16 @@ def make_filter(**given: Any) -> Filter:
     since, until = given.get("since"), given.get("until")
     return Filter(
         states=tuple(State(state) for state in _listed(given.get("state"))),
-        kinds=tuple(getattr(kind, "kind", kind) for kind in _listed(given.get("kind"))),
-        queues=tuple(_listed(given.get("queue"))),
-        schedule=given.get("schedule"),
+        kinds=tuple(_text("kind", _kind_of(kind)) for kind in _listed(given.get("kind"))),
+        queues=tuple(_text("queue", queue) for queue in _listed(given.get("queue"))),
+        schedule=None if given.get("schedule") is None else _text("schedule", given["schedule"]),
         parent=None if parent is None else as_id(getattr(parent, "id", parent)),
         metadata=check_metadata(given.get("metadata")) or {},
-        text=given.get("text") or None,
+        text=_text("text", given["text"]) if given.get("text") else None,
         since=None if since is None else as_instant(since),
         until=None if until is None else as_instant(until),
-        parked=given.get("parked"),
-        ids=None if ids is None else tuple(as_id(getattr(i, "id", i)) for i in ids),
+        parked=_flag("parked", given.get("parked")),
+        ids=None if ids is None else tuple(as_id(getattr(i, "id", i)) for i in _listed(ids)),
     )
 
 
@@ -406,6 +414,24 @@ def _listed(value: Any) -> list[Any]:
         if isinstance(value, str) or not isinstance(value, (list, tuple, set, frozenset))
         else [*value]
     )
+
+
+def _kind_of(kind: Any) -> Any:
+    """Return the kind of a handler, a class included."""
+    registered = getattr(kind, "__piecework__", None)
+    return kind if registered is None else registered.definition.kind
+
+
+def _text(what: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str, not {type(value).__name__}")
+    return value
+
+
+def _flag(what: str, value: Any) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"{what} must be True or False, not {type(value).__name__}")
+    return value
 
 
 def _warn_of_other_args(job: NewJob, answer: Inserted) -> None:

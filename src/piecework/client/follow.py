@@ -94,8 +94,10 @@ class Follower:
                 await self._hinted.wait()
                 continue
             await self._look_once()
+            # Not wait_for: before 3.12 it swallows a cancellation that meets the hint.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._hinted.wait(), delay)
+                async with asyncio.timeout(delay):
+                    await self._hinted.wait()
             delay = min(LAST_SECONDS, delay * GROWTH)
 
     async def _look_once(self) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from piecework.client.client import ended
-from piecework.client.options import as_instant, as_wait
+from piecework.client.options import as_due, as_wait
 from piecework.core.job import Attempt, JobId, LogLine, Moment
 from piecework.handlers.run import Progress
 
@@ -121,4 +121,4 @@ def due_of(at: datetime | None, delay: float | timedelta | None) -> Moment:
     """Return the moment of exactly one of the two."""
     if (at is None) == (delay is None):
         raise ValueError("give at= or delay=, and not both")
-    return as_instant(at) if at is not None else as_wait("delay", delay or 0)
+    return as_due(at) if at is not None else as_wait("delay", delay or 0)

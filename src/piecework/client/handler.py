@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Coroutine, Mapping
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -21,9 +20,8 @@ from uuid import UUID
 
 from piecework.client.handle import Handle
 from piecework.client.options import EnqueueOptions, as_id
-from piecework.core.retry import Retry
 from piecework.handlers.definition import Definition, Registered
-from piecework.handlers.options import Isolate, Key, Options, RetryFunction
+from piecework.handlers.options import HandlerOptions, Options
 from piecework.handlers.run import Run
 
 if TYPE_CHECKING:
@@ -87,6 +85,9 @@ class Using(Generic[P, R_co]):
 class Handler(Generic[Q, Out_co, P, R_co]):
     """A function that is a handler: called as before, or enqueued."""
 
+    __name__: str
+    __wrapped__: Callable[..., Any]
+
     def __init__(self, fn: Callable[..., Any], client: Client, definition: Definition) -> None:
         self.__piecework__ = Registered(definition, client.registry.services)
         self._fn = fn
@@ -147,79 +148,67 @@ class HandlerDecorator:
 
     # classes: they stay what they are
     @overload
-    def __call__(self, fn: type[C], /) -> type[C]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload] - a class is callable, too
+    def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
+        self, fn: type[C], /, **options: Unpack[HandlerOptions]
+    ) -> type[C]: ...
 
     # a parameter that takes Any, first or second
     @overload
     def __call__(
-        self, fn: Callable[Concatenate[_Anything, Q], Coro[R]], /
+        self, fn: Callable[Concatenate[_Anything, Q], Coro[R]], /, **options: Unpack[HandlerOptions]
     ) -> Handler[..., Coro[R], ..., R]: ...
     @overload
     def __call__(
-        self, fn: Callable[Concatenate[A, _Anything, Q], Coro[R]], /
+        self,
+        fn: Callable[Concatenate[A, _Anything, Q], Coro[R]],
+        /,
+        **options: Unpack[HandlerOptions],
     ) -> Handler[..., Coro[R], ..., R]: ...
 
     # an args object, then the run; a coroutine function is a function that returns, too: hence
     # the overlap with the sync overloads below
     @overload
     def __call__(  # type: ignore[overload-overlap]
-        self, fn: Callable[Concatenate[A, Run, P], Coro[R]], /
+        self, fn: Callable[Concatenate[A, Run, P], Coro[R]], /, **options: Unpack[HandlerOptions]
     ) -> Handler[Concatenate[A, Run, P], Coro[R], Concatenate[A, P], R]: ...
 
     # the run first
     @overload
     def __call__(  # type: ignore[overload-overlap]
-        self, fn: Callable[Concatenate[Run, P], Coro[R]], /
+        self, fn: Callable[Concatenate[Run, P], Coro[R]], /, **options: Unpack[HandlerOptions]
     ) -> Handler[Concatenate[Run, P], Coro[R], P, R]: ...
 
     # plain parameters
     @overload
     def __call__(  # type: ignore[overload-overlap]
-        self, fn: Callable[P, Coro[R]], /
+        self, fn: Callable[P, Coro[R]], /, **options: Unpack[HandlerOptions]
     ) -> Handler[P, Coro[R], P, R]: ...
 
     # the same for functions that are not async
     @overload
     def __call__(
-        self, fn: Callable[Concatenate[_Anything, Q], R], /
+        self, fn: Callable[Concatenate[_Anything, Q], R], /, **options: Unpack[HandlerOptions]
     ) -> Handler[..., R, ..., R]: ...
     @overload
     def __call__(
-        self, fn: Callable[Concatenate[A, _Anything, Q], R], /
+        self, fn: Callable[Concatenate[A, _Anything, Q], R], /, **options: Unpack[HandlerOptions]
     ) -> Handler[..., R, ..., R]: ...
     @overload
     def __call__(
-        self, fn: Callable[Concatenate[A, Run, P], R], /
+        self, fn: Callable[Concatenate[A, Run, P], R], /, **options: Unpack[HandlerOptions]
     ) -> Handler[Concatenate[A, Run, P], R, Concatenate[A, P], R]: ...
     @overload
     def __call__(
-        self, fn: Callable[Concatenate[Run, P], R], /
+        self, fn: Callable[Concatenate[Run, P], R], /, **options: Unpack[HandlerOptions]
     ) -> Handler[Concatenate[Run, P], R, P, R]: ...
     @overload
-    def __call__(self, fn: Callable[P, R], /) -> Handler[P, R, P, R]: ...
+    def __call__(
+        self, fn: Callable[P, R], /, **options: Unpack[HandlerOptions]
+    ) -> Handler[P, R, P, R]: ...
 
     # options alone
     @overload
-    def __call__(
-        self,
-        /,
-        *,
-        kind: str | None = None,
-        aliases: Sequence[str] = (),
-        queue: str = "default",
-        priority: int = 0,
-        max_attempts: int = 5,
-        max_crashes: int = 3,
-        retry: Retry | RetryFunction = ...,
-        timeout: float | timedelta | None = None,
-        expires_in: float | timedelta | None = None,
-        unique_key: Key = None,
-        serial_key: Key = None,
-        concurrency: int | None = None,
-        isolate: Isolate | None = None,
-        metadata: Mapping[str, str] | None = None,
-        result_ttl: float | timedelta | None = None,
-    ) -> HandlerDecorator: ...
+    def __call__(self, /, **options: Unpack[HandlerOptions]) -> HandlerDecorator: ...
     def __call__(self, fn: Any = None, /, **options: Any) -> Any:
         """The function or class is a handler from now on.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias, TypedDict
 from uuid import UUID
 
@@ -14,10 +14,20 @@ from piecework.core.job import NOW, JobId, Moment, OnDuplicate, Scope
 from piecework.handlers.names import check_key, check_metadata, check_name
 from piecework.handlers.options import as_seconds
 
-__all__ = ["EnqueueOptions", "Resolved", "Unique", "as_id", "as_instant", "as_wait", "resolve"]
+__all__ = [
+    "EnqueueOptions",
+    "Resolved",
+    "Unique",
+    "as_due",
+    "as_id",
+    "as_instant",
+    "as_wait",
+    "resolve",
+]
 
 Unique: TypeAlias = Literal["live", "forever"] | timedelta
 _LONGEST: Final = timedelta(days=36_525)
+_LATEST: Final = datetime(9000, 1, 1, tzinfo=UTC)
 _INT32: Final = 2**31 - 1
 
 
@@ -60,7 +70,18 @@ def as_instant(at: datetime) -> datetime:
         raise TypeError(f"an instant must be an aware datetime, not {type(at).__name__}")
     if at.tzinfo is None or at.utcoffset() is None:
         raise NaiveTime(at)
-    return at
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{at} is beyond what a datetime in UTC can hold") from None
+
+
+def as_due(at: datetime) -> datetime:
+    """As `as_instant`; ValueError for an instant so late that nothing could come after it."""
+    instant = as_instant(at)
+    if instant > _LATEST:
+        raise ValueError(f"{at} is too late: it must be before the year {_LATEST.year}")
+    return instant
 
 
 def as_wait(what: str, value: float | timedelta) -> timedelta:
@@ -115,6 +136,8 @@ def resolve(options: EnqueueOptions, now: datetime) -> Resolved:
     if "serial_key" in options:
         given["serial_key"] = check_key("serial_key", options["serial_key"])
     serial = options.get("serial")
+    if serial is not None and not isinstance(serial, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - the door
+        raise TypeError(f"serial must be True or False, not {type(serial).__name__}")
     if serial and given.get("serial_key") is not None:
         raise ValueError('give serial_key="…" or serial=True (the queue\'s name), not both')
     if "metadata" in options:
@@ -137,7 +160,7 @@ def _due(options: EnqueueOptions) -> Moment | None:
         raise ValueError("give delay= or at=, not both")
     if "delay" in options:
         return as_wait("delay", options["delay"])
-    return as_instant(options["at"]) if "at" in options else None
+    return as_due(options["at"]) if "at" in options else None
 
 
 def _expires(options: EnqueueOptions, due: Moment, now: datetime) -> Moment | None:
@@ -147,7 +170,7 @@ def _expires(options: EnqueueOptions, due: Moment, now: datetime) -> Moment | No
     if "expires_in" in options:
         expires = as_wait("expires_in", options["expires_in"])
     elif "expires_at" in options:
-        expires = as_instant(options["expires_at"])
+        expires = as_due(options["expires_at"])
     else:
         return None
     # Between an instant and a duration this process's clock judges; the store judges again.
@@ -170,7 +193,7 @@ def _unique(options: EnqueueOptions, given: dict[str, Any]) -> None:
         unique = options["unique"]
         scope: Scope
         if isinstance(unique, timedelta):
-            if unique <= timedelta(0):
+            if not as_wait("unique", unique):
                 raise ValueError(f"unique={unique} must be longer than nothing")
             scope, given["unique_window"] = "until", unique
         elif unique in ("live", "forever"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from piecework.client.client import make_filter
 from piecework.core.job import WAITING
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Queues"]
 
-MANY = 100_000
+MANY: Final = 100_000
+_MOST: Final = 2**31 - 1
 
 
 class Queues:
@@ -54,8 +55,15 @@ class Queues:
         """
         if running == "unset" and rate == "unset":
             raise ValueError("give running= or rate=; None lifts a limit")
-        if isinstance(running, bool) or (isinstance(running, int) and running < 1):
-            raise ValueError(f"running={running}: at least 1; to stop the queue, pause it")
+        if running not in (None, "unset"):
+            if isinstance(running, bool) or not isinstance(running, int):  # pyright: ignore[reportUnnecessaryIsInstance] - the door
+                raise TypeError(f"running must be an int or None, not {type(running).__name__}")
+            if not 1 <= running <= _MOST:
+                raise ValueError(
+                    f"running={running}: 1 to {_MOST:,} fit; to stop the queue, pause it"
+                )
+        if rate is not None and not isinstance(rate, str):  # pyright: ignore[reportUnnecessaryIsInstance] - the door
+            raise TypeError(f'rate must be text such as "100/min", not {type(rate).__name__}')
         change = QueueChange(
             name=check_name("queue", name),
             running=running,

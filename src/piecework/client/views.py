@@ -13,7 +13,7 @@ from piecework.core.attempts import decode_error
 from piecework.core.job import Job, JobId, State
 from piecework.handlers.run import Progress
 
-__all__ = ["JobEvent", "JobView", "Report", "view_of"]
+__all__ = ["JobEvent", "JobView", "Report", "progress_of", "read_progress", "view_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +90,19 @@ def _json(text: str | None) -> Any:
         return text
 
 
+def read_progress(text: str | None, partial: str | None) -> Progress | None:
+    """Return the stored report, or None where somebody wrote what is none by hand."""
+    try:
+        return Progress.decode(text, partial)
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+def progress_of(job: Job) -> Progress | None:
+    """Return the last report of a run of the job, with its partial result, or None."""
+    return read_progress(job.progress, job.partial)
+
+
 def view_of(job: Job) -> JobView:
     """Return the job as others see it."""
     error = decode_error(job.error)
@@ -106,7 +119,7 @@ def view_of(job: Job) -> JobView:
         generation=job.generation,
         args=_json(job.args),
         result=_json(job.result),
-        progress=Progress.decode(job.progress, job.partial),
+        progress=progress_of(job),
         error=None if error is None else str(error),
         reason=job.reason,
         metadata=dict(job.metadata),

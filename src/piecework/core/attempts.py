@@ -8,18 +8,28 @@ from typing import Final
 
 from piecework.core.job import FINAL, Attempt, Job, State
 
-__all__ = ["ErrorInfo", "attempt_of", "decode_error", "encode_error"]
+__all__ = ["ErrorInfo", "attempt_of", "decode_error", "encode_error", "storable"]
 
 MAX_ERROR_CHARS: Final = 20_000
+MAX_REASON_CHARS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorInfo:
-    """An error as data: its type's name, its message, and the traceback as text."""
+    """An error as data: its type's name, its message, and the traceback as text.
+
+    Whatever it is made of, it is bounded, and every store can hold it.
+    """
 
     type: str
     message: str
     traceback: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "type", storable(self.type, MAX_REASON_CHARS))
+        object.__setattr__(self, "message", storable(self.message, MAX_ERROR_CHARS))
+        if self.traceback is not None:
+            object.__setattr__(self, "traceback", storable(self.traceback, MAX_ERROR_CHARS))
 
     def __str__(self) -> str:
         """Return one line, such as `ValueError: no such page`."""
@@ -51,15 +61,9 @@ def attempt_of(
 
 
 def encode_error(error: ErrorInfo) -> str:
-    """Return the error as JSON that every store can hold: no NUL, no lone surrogate, bounded."""
-    return json.dumps(
-        {
-            "type": _storable(error.type, 200),
-            "message": _storable(error.message, MAX_ERROR_CHARS),
-            "traceback": _storable(error.traceback, MAX_ERROR_CHARS) if error.traceback else None,
-        },
-        ensure_ascii=False,
-    )
+    """Return the error as JSON."""
+    data = {"type": error.type, "message": error.message, "traceback": error.traceback}
+    return json.dumps(data, ensure_ascii=False)
 
 
 def decode_error(text: str | None) -> ErrorInfo | None:
@@ -73,9 +77,10 @@ def decode_error(text: str | None) -> ErrorInfo | None:
         return ErrorInfo("Error", text)
 
 
-def _storable(text: str, limit: int) -> str:
+def storable(text: str, limit: int = MAX_REASON_CHARS) -> str:
+    """Return the text as every store can hold it: bounded, no NUL, no lone surrogate."""
     if len(text) > limit:
         # The end of a traceback tells most, the beginning of a message too: keep both ends.
-        half = limit // 2
-        text = f"{text[:half]}\n… {len(text) - limit:,} characters left out …\n{text[-half:]}"
+        half = (limit - 60) // 2
+        text = f"{text[:half]}\n… {len(text) - 2 * half:,} characters left out …\n{text[-half:]}"
     return text.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")

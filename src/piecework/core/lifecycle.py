@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, Required, TypeAlias, TypedDict, assert_never
 
-from piecework.core.attempts import ErrorInfo, attempt_of, encode_error
+from piecework.core.attempts import ErrorInfo, attempt_of, encode_error, storable
 from piecework.core.job import FINAL, NOW, WAITING, Attempt, Claimed, Job, JobId, LogLine, State
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ EDGES: Final[frozenset[tuple[State, State]]] = frozenset(
 
 FIRST_PARK: Final = timedelta(minutes=1)
 LONGEST_PARK: Final = timedelta(hours=1)
+LONGEST_SNOOZE: Final = timedelta(days=36_525)
 
 
 class Changes(TypedDict, total=False):
@@ -244,9 +245,9 @@ def settle(
         case Snoozed(delay, why):
             changes = {
                 "state": State.SCHEDULED,
-                "due_at": delay,
+                "due_at": min(delay, LONGEST_SNOOZE),
                 "attempt": job.attempt - 1,
-                "reason": why,
+                "reason": _reason(why),
             }
             return _back(job, changes, ended, progress, logs)
         case Parked(reason):
@@ -256,7 +257,7 @@ def settle(
                 "attempt": job.attempt - 1,
                 "started_at": None,
                 "parked": job.parked + 1,
-                "reason": reason,
+                "reason": _reason(reason),
             }
             return _back(job, changes, None, None, logs)
         case Stopped(reason):
@@ -306,7 +307,7 @@ def _end(
         changes["error"] = error
     if state is State.FAILED or reason is not None:
         # A cancel wish already wrote its reason; the end of the run does not wipe it out.
-        changes["reason"] = reason
+        changes["reason"] = _reason(reason)
     return _owned(job, changes, progress, logs, unless_cancelled=unless_cancelled)
 
 
@@ -362,11 +363,11 @@ def cancel(job: Job, reason: str | None) -> Transition | None:
             "state": State.CANCELLED,
             "finished_at": NOW,
             "cancel_requested": NOW,
-            "reason": reason,
+            "reason": _reason(reason),
         }
         return _others(job, changes)
     if job.state is State.RUNNING and job.cancel_requested is None:
-        changes = {"state": State.RUNNING, "cancel_requested": NOW, "reason": reason}
+        changes = {"state": State.RUNNING, "cancel_requested": NOW, "reason": _reason(reason)}
         return _others(job, changes)
     return None
 
@@ -422,7 +423,8 @@ def replace(job: Job, new: NewJob, *, now: datetime) -> Transition | None:
 
     None if it has started: then the existing job stands.
     """
-    if job.state not in WAITING or job.started_at is not None:
+    # A claim given back clears started_at, also that of an attempt before it.
+    if job.state not in WAITING or job.started_at is not None or job.attempt > 0:
         return None
     changes = _due(new.due, now)
     changes["args"] = new.args
@@ -487,6 +489,10 @@ def rescue(job: Job, *, retry_in: timedelta) -> Transition:
         unless_cancelled=job.cancel_requested is None,
         ended=ended,
     )
+
+
+def _reason(text: str | None) -> str | None:
+    return None if text is None else storable(text)
 
 
 def _others(job: Job, changes: Changes) -> Transition:

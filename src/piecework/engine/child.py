@@ -1,7 +1,7 @@
 """The main program of a child process: read an order, run the handler, say how it ended.
 
 Started as `python -m piecework.engine.child`. What the handler prints goes to stderr, because
-stdout belongs to the conversation. When the parent goes, so does the child.
+stdin and stdout belong to the conversation. When the parent goes, so does the child.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ MAIN_NAME: Final = "__piecework_main__"
 class Parent(Channel):
     """The other end: orders come on stdin, what is said goes to the former stdout."""
 
-    def __init__(self, source: BinaryIO, sink: BinaryIO, max_bytes: int = 1_048_576) -> None:
+    def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
         self._sink = sink
         self._source = source
         self._lock = threading.Lock()
         self._said: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._max_bytes = max_bytes
+        self.max_bytes = 0
         threading.Thread(target=self._read, name="piecework-parent", daemon=True).start()
 
     def _read(self) -> None:
@@ -73,7 +73,7 @@ class Parent(Channel):
 
     def save(self, run: Run, partial: Any) -> Awaitable[None]:
         """As `Channel.save`."""
-        text = encode_partial(run.kind, partial, self._max_bytes)
+        text = encode_partial(run.kind, partial, self.max_bytes)
         self.say({"save": from_json(text)})
         if not self.hear()["saved"]:
             raise LeaseLost(run.id)
@@ -135,6 +135,7 @@ def _run(loop: asyncio.AbstractEventLoop, parent: Parent, loader: _Loader) -> No
         parent.say({"not_loadable": f"{type(error).__name__}: {error}"})
         return
     claim = wire.decode_claim(order["claim"])
+    parent.max_bytes = order["max_bytes"]
     deadline = None if order["deadline"] is None else datetime.fromisoformat(order["deadline"])
     run = Run(claim, parent, deadline=deadline, logs=_ToldLogs(parent, claim.id))
     outcome: Outcome | None
@@ -150,13 +151,18 @@ def _run(loop: asyncio.AbstractEventLoop, parent: Parent, loader: _Loader) -> No
 
 def main() -> None:
     """Run orders until the parent is gone."""
-    sink = os.fdopen(os.dup(1), "wb")
+    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    # What the handler reads or prints, or a program that it starts, is not the conversation.
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
     os.dup2(2, 1)
     logging.lastResort = None
-    parent, loader = Parent(sys.stdin.buffer, sink), _Loader()
+    parent, loader = Parent(source, sink), _Loader()
     LogCapture().install()
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
+    parent.say({"ready": True})
     while True:
         _run(loop, parent, loader)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from piecework.core.job import JobId, WorkerId
+    from piecework.engine.settler import Claim
     from piecework.engine.worker import Worker
     from piecework.ports import Beaten, Store
 
@@ -35,10 +36,11 @@ __all__ = ["Chores"]
 _log: Final = logging.getLogger("piecework.engine")
 STAGE_LIMIT: Final = 1_000
 RESCUE_LIMIT: Final = 100
-RESCUE_SECONDS: Final = 1.0
+RESCUE_SECONDS: Final = 1.5
 PRUNE_LIMIT: Final = 500
 PRUNE_SECONDS: Final = 60.0
 AFTER_CRASH: Final = Retry()
+RETIRE_SECONDS: Final = 5.0
 
 
 class Chores:
@@ -58,7 +60,7 @@ class Chores:
         ]
         self.nothing_due = False
         self._buffered_at: float | None = None
-        self._unknown: dict[JobId, int] = {}
+        self._unknown: dict[JobId, tuple[int, int]] = {}
         self._strays: set[asyncio.Task[None]] = set()
         self._pulse = _Pulse(store, self._sign, self._beaten, self._settings.beat)
 
@@ -71,16 +73,16 @@ class Chores:
         """No more beats. The worker's row goes, unless something of it still runs."""
         if self._listening is not None:
             self._listening.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._listening
+            await asyncio.gather(self._listening, return_exceptions=True)
         await self._pulse.stop()
         if retire:
-            with suppress(StoreUnavailable):
-                await self._store.retire(self._worker.id)
+            with suppress(StoreUnavailable, TimeoutError):
+                async with asyncio.timeout(RETIRE_SECONDS):
+                    await self._store.retire(self._worker.id)
 
     # ── beat ─────────────────────────────────────────────────────────────────────────────
 
-    def _sign(self) -> tuple[Beat, dict[JobId, int]]:
+    def _sign(self) -> tuple[Beat, set[Claim]]:
         """Return the beat and what the worker held before it; called on the beat's thread."""
         worker, settings = self._worker, self._settings
         beat = Beat(
@@ -98,19 +100,20 @@ class Chores:
                 return beat, worker.known()
             except RuntimeError:  # the worker's thread changed a dict meanwhile: look again
                 continue
-        return beat, {}
+        return beat, set()
 
-    def _beaten(self, worker: WorkerId, answer: Beaten, known: dict[JobId, int]) -> None:
+    def _beaten(self, worker: WorkerId, answer: Beaten, known: set[Claim]) -> None:
         """Compare what the store says runs here with what does; on the worker's own loop."""
         if worker != self._worker.id:
             return
         if answer.fate is Fate.LOST:
             self._worker.declared_lost()
             return
+        self._worker.registered()
         now_known = self._worker.known()
         for job_id, (fence, cancel) in answer.running.items():
-            if cancel and now_known.get(job_id) == fence:
-                self._worker.cancel(job_id)
+            if cancel and (job_id, fence) in now_known:
+                self._worker.cancel((job_id, fence))
         self._find_lost(answer, known, now_known)
         self._find_unknown(answer, now_known)
         if self._buffered_at is not None:
@@ -119,28 +122,41 @@ class Chores:
                 self._buffered_at = None
                 self._worker.give_back_unstarted()
 
-    def _find_lost(
-        self, answer: Beaten, known: dict[JobId, int], now_known: dict[JobId, int]
-    ) -> None:
-        for job_id, fence in known.items():
+    def _find_lost(self, answer: Beaten, known: set[Claim], now_known: set[Claim]) -> None:
+        for job_id, fence in known & now_known:
             there = answer.running.get(job_id)
-            if (there is None or there[0] != fence) and now_known.get(job_id) == fence:
-                self._worker.lost_job(job_id, fence)
+            if there is None or there[0] != fence:
+                self._worker.lost_job((job_id, fence))
 
-    def _find_unknown(self, answer: Beaten, now_known: dict[JobId, int]) -> None:
-        """A job unknown at two beats came with a claim whose answer was lost: give it back."""
-        ending = self._worker.settler.claims()
-        unknown = {
-            job_id: fence
-            for job_id, (fence, _) in answer.running.items()
-            if job_id not in now_known and (job_id, fence) not in ending
-        }
-        for job_id, fence in unknown.items():
-            if self._unknown.get(job_id) == fence:
-                task = self._loop.create_task(self._worker.give_back_stray(job_id, fence))
+    def _find_unknown(self, answer: Beaten, now_known: set[Claim]) -> None:
+        """A job unknown at two beats came with a claim whose answer was lost: give it back.
+
+        Unless a claim begun before the first beat is still under way: it may yet bring the job.
+        Both beats can be told at once, where a handler had blocked this loop.
+        """
+        worker, before = self._worker, self._unknown
+        ending = worker.settler.claims()
+        self._unknown = {}
+        for job_id, (fence, _) in answer.running.items():
+            if (job_id, fence) in now_known or (job_id, fence) in ending:
+                continue
+            seen, claims = before.get(job_id, (0, 0))
+            if seen != fence:
+                self._unknown[job_id] = (fence, worker.claims_begun)
+                continue
+            self._unknown[job_id] = (fence, claims)
+            if worker.claims_ended >= claims:
+                task = self._loop.create_task(self._give_back_stray(job_id, fence))
                 self._strays.add(task)
                 task.add_done_callback(self._strays.discard)
-        self._unknown = unknown
+
+    async def _give_back_stray(self, job_id: JobId, fence: int) -> None:
+        with suppress(StoreUnavailable):  # the next beat finds it again
+            await self._worker.give_back_stray(job_id, fence)
+
+    def beat_now(self) -> None:
+        """The next beat comes at once."""
+        self._pulse.hurry()
 
     def buffered(self) -> None:
         """The buffer was filled just now."""
@@ -161,9 +177,11 @@ class Chores:
                         self._staging.wake()
                     if "control" in hint.what:
                         self._pulse.hurry()
-            except StoreUnavailable:
-                failures += 1
-                await asyncio.sleep(backoff(failures))
+            except Exception as error:  # noqa: BLE001 - without hints, polling goes on
+                if not failures:
+                    _log.warning("no hints, only polling for now: %s", error)
+            failures += 1
+            await asyncio.sleep(backoff(failures))
 
     # ── stage, rescue, prune ─────────────────────────────────────────────────────────────
 
@@ -175,8 +193,8 @@ class Chores:
     async def _stage(self) -> float:
         staged = await self._store.stage(limit=STAGE_LIMIT)
         self.nothing_due = not (staged.due or staged.expired or staged.promoted)
-        # Also when nothing was staged: who waits for idleness looks once more after this.
-        if not self.nothing_due or self._worker.waits_for_idle:
+        # Also when nothing is there: who waits for idleness looks once more after this.
+        if staged.available or self._worker.waits_for_idle:
             self._worker.claiming.wake()
         if staged.more:
             return 0.0
@@ -215,8 +233,8 @@ class _Pulse:
     def __init__(
         self,
         store: Store,
-        sign: Callable[[], tuple[Beat, dict[JobId, int]]],
-        beaten: Callable[[WorkerId, Beaten, dict[JobId, int]], None],
+        sign: Callable[[], tuple[Beat, set[Claim]]],
+        beaten: Callable[[WorkerId, Beaten, set[Claim]], None],
         every: timedelta,
     ) -> None:
         self._store = store
@@ -224,8 +242,10 @@ class _Pulse:
         self._beaten = beaten
         self._every = every.total_seconds()
         self._home = asyncio.get_running_loop()
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._hurry: asyncio.Event | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
         self._last: tuple[float, datetime] | None = None
@@ -234,21 +254,29 @@ class _Pulse:
     async def start(self) -> None:
         """The first beat is done; raises what the store raised."""
         await self._beat()
+        self._loop = self._runner.get_loop()  # from now on it can be hurried
         self._thread = threading.Thread(target=self._main, name="piecework-pulse", daemon=True)
         self._thread.start()
 
     async def stop(self) -> None:
-        """The thread is gone."""
+        """The thread is gone, even if a beat of it waits for the store."""
         self._stopped.set()
-        self.hurry()
+        self._tell(self._interrupt)
         if self._thread is not None:
             await self._home.run_in_executor(None, self._thread.join)
 
     def hurry(self) -> None:
         """Beat now: something about our jobs may have changed."""
-        if self._loop is not None and self._hurry is not None:
+        self._tell(self._hurry.set)
+
+    def _tell(self, what: Callable[[], object]) -> None:
+        if self._loop is not None:
             with suppress(RuntimeError):  # the thread has just ended
-                self._loop.call_soon_threadsafe(self._hurry.set)
+                self._loop.call_soon_threadsafe(what)
+
+    def _interrupt(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
 
     def is_steady(self, lease: timedelta) -> bool:
         """Whether this process could beat all along: who was away waits one lease."""
@@ -256,18 +284,18 @@ class _Pulse:
         return since is None or time.monotonic() - since >= lease.total_seconds()
 
     def _main(self) -> None:
-        asyncio.run(self._forever())
+        with suppress(asyncio.CancelledError), self._runner:
+            self._runner.run(self._forever())
 
     async def _forever(self) -> None:
-        self._loop, self._hurry = asyncio.get_running_loop(), asyncio.Event()
+        self._task = asyncio.current_task()
         failures = 0
         while not self._stopped.is_set():
             delay = self._every if not failures else min(self._every, backoff(failures))
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), delay)
+                async with asyncio.timeout(delay):
+                    await self._hurry.wait()
             self._hurry.clear()
-            if self._stopped.is_set():
-                return
             try:
                 await self._beat()
                 failures = 0

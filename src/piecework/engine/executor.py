@@ -11,6 +11,7 @@ import logging
 import math
 import random
 import traceback
+from contextlib import suppress
 from contextvars import Context, copy_context
 from datetime import timedelta
 from functools import partial
@@ -40,11 +41,22 @@ if TYPE_CHECKING:
     from piecework.handlers.definition import Definition
     from piecework.handlers.run import Run
 
-__all__ = ["Driven", "Executor", "describe", "judge", "retry_delay"]
+__all__ = ["Driven", "Executor", "calm", "describe", "judge", "retry_delay"]
 
 _log: Final = logging.getLogger("piecework.engine")
 _NOTHING: Final[dict[Any, Any]] = {}
 _LONGEST_WAIT: Final = 365 * 86_400.0
+
+
+async def calm() -> None:
+    """No cancel that was meant for the run is left over for what this task does next."""
+    task = asyncio.current_task()
+    if task is None or not task.cancelling():
+        return
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)  # one that was asked for, but not thrown yet, is thrown here
+    while task.cancelling():
+        task.uncancel()
 
 
 class Driven:
@@ -111,23 +123,16 @@ class Executor:
                 if isinstance(returned, _Raised):
                     raise returned.error
             outcome: Outcome | None = self._returned(definition, run, returned)
-        except BaseException as error:
-            task = asyncio.current_task()
-            if (
-                isinstance(error, asyncio.CancelledError)
-                and run.stopping is None
-                and task is not None
-                and task.cancelling()
-            ):
-                raise  # not the run but the worker itself is being torn down
+        except BaseException as error:  # noqa: BLE001 - a handler may raise anything
             outcome = judge(definition, run, error)
         run.ended = True
+        await calm()
         if container is not None:
             await self._close(container, context, run)
         return outcome
 
     def _returned(self, definition: Definition, run: Run, value: Any) -> Outcome | None:
-        if run.halted and run.stopping != "cancel":
+        if run.halted and not _finished_first(run):
             return judge(definition, run, Cancelled(run.stopping))
         try:
             return Completed(definition.encode_result(value))
@@ -139,6 +144,13 @@ class Executor:
             await Driven(container.aclose(), context)
         except Exception:
             run.log.exception("a service could not be closed")
+
+
+def _finished_first(run: Run) -> bool:
+    """Whether a run that returned although it was stopped counts as finished."""
+    if run.stopping == "shutdown":
+        return run.threaded and not run.interrupted  # nothing cut it short: it is whole
+    return run.stopping == "cancel"
 
 
 class _Raised:
@@ -208,7 +220,7 @@ def retry_delay(definition: Definition, run: Run, error: BaseException) -> timed
                 return None
             if not (math.isfinite(seconds) and seconds >= 0):
                 raise ValueError(f"a delay must be finite and at least 0, not {seconds}")
-        except Exception:  # noqa: BLE001 - the user's own function
+        except BaseException:  # noqa: BLE001 - the user's own function
             _log.exception("retry= of %s failed; the default back-off is used", run.kind)
             seconds = default.delay(run.attempt, spread=random.random())  # noqa: S311 - no secret
     return timedelta(seconds=min(seconds, _LONGEST_WAIT))

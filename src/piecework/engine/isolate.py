@@ -29,6 +29,8 @@ __all__ = ["Children", "NotLoadable", "is_importable"]
 
 _log: Final = logging.getLogger("piecework.engine")
 MOST_IDLE: Final = 8
+MOST_STARTING: Final = max(2, os.cpu_count() or 2)
+IDLE_SECONDS: Final = 60.0
 LINE_LIMIT: Final = 256 * 1024 * 1024
 AFTER_CRASH: Final = Retry()
 
@@ -87,6 +89,11 @@ class _Child:
         except ValueError:
             return None  # torn, or beyond every limit: as good as gone
 
+    def leave(self) -> None:
+        """The child ends by itself: nobody talks to it any more."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
     async def kill(self) -> None:
         """The process, and what it started, is gone."""
         with suppress(ProcessLookupError, PermissionError):
@@ -98,53 +105,99 @@ class _Child:
 
 
 class Children:
-    """The children of one worker. A child that ended a job in good order is used again."""
+    """A pool of children for one job each at a time.
+
+    A child that ended a job in good order is used again, and let go after a minute without one.
+    Only a few start at once: an interpreter costs as much as many short jobs.
+    """
 
     def __init__(self) -> None:
         self._idle: list[_Child] = []
         self._all: set[_Child] = set()
+        self._starting = 0
+        self._freed = asyncio.Event()
+        self._timers: set[asyncio.TimerHandle] = set()
 
-    async def run(
-        self, definition: Definition, run: Run, killed: asyncio.Event, *, fresh: bool = False
-    ) -> Outcome | None:
+    async def run(self, definition: Definition, run: Run, killed: asyncio.Event) -> Outcome | None:
         """Return how the run ended. Once `killed` is set, the child is killed at once.
 
-        `fresh` takes a child that ran nothing before and is not used again. Raises NotLoadable
-        where another process cannot import the handler.
+        Raises NotLoadable where another process cannot import the handler.
         """
-        child = self._idle.pop() if self._idle and not fresh else await self._start()
+        killing = asyncio.ensure_future(killed.wait())
+        taking = asyncio.ensure_future(self._take())
+        child: _Child | None = None
         keep = False
         try:
+            await asyncio.wait({taking, killing}, return_when=asyncio.FIRST_COMPLETED)
+            if not taking.done():
+                return judge(definition, run, Cancelled(run.stopping))
+            child = taking.result()
             await child.send(self._order(definition, run))
             reading = asyncio.ensure_future(self._converse(child, run))
-            killing = asyncio.ensure_future(killed.wait())
             try:
                 await asyncio.wait({reading, killing}, return_when=asyncio.FIRST_COMPLETED)
-                if reading.done():
-                    message = reading.result()
-                    keep = message is not None and not fresh
-                    return await self._ended(child, message, run)
-                return judge(definition, run, Cancelled(run.stopping))
+                if not reading.done():
+                    return judge(definition, run, Cancelled(run.stopping))
+                message = reading.result()
+                keep = message is not None
+                return await self._ended(child, message, run)
             finally:
                 reading.cancel()
-                killing.cancel()
-                await asyncio.gather(reading, killing, return_exceptions=True)
+                await asyncio.gather(reading, return_exceptions=True)
         finally:
-            if keep and len(self._idle) < MOST_IDLE:
-                self._idle.append(child)
-            else:
-                await self._dismiss(child)
+            killing.cancel()
+            taking.cancel()
+            await asyncio.gather(killing, taking, return_exceptions=True)
+            if child is not None:
+                await self._put_back(child, keep=keep)
 
     async def close(self) -> None:
         """No child is left."""
         self._idle.clear()
+        for timer in self._timers:
+            timer.cancel()
         for child in list(self._all):
             await self._dismiss(child)
 
+    async def _take(self) -> _Child:
+        while not self._idle:
+            if self._starting < MOST_STARTING:
+                return await self._start()
+            self._freed.clear()
+            await self._freed.wait()
+        return self._idle.pop()
+
     async def _start(self) -> _Child:
-        child = await _Child.start()
-        self._all.add(child)
-        return child
+        self._starting += 1
+        try:
+            child = await _Child.start()
+            self._all.add(child)
+            try:
+                await child.read()  # it says when it has imported what it needs itself
+            except BaseException:
+                await self._dismiss(child)
+                raise
+            return child
+        finally:
+            self._starting -= 1
+            self._freed.set()
+
+    async def _put_back(self, child: _Child, *, keep: bool) -> None:
+        if not keep or len(self._idle) >= MOST_IDLE:
+            await self._dismiss(child)
+            return
+        self._idle.append(child)
+        self._freed.set()
+        loop = asyncio.get_running_loop()
+        self._timers = {timer for timer in self._timers if timer.when() > loop.time()}
+        self._timers.add(loop.call_later(IDLE_SECONDS, self._let_go, child))
+
+    def _let_go(self, child: _Child) -> None:
+        # The list is used from its end: a child that stands first has waited longest.
+        if self._idle and self._idle[0] is child:
+            self._idle.pop(0)
+            self._all.discard(child)
+            child.leave()
 
     async def _dismiss(self, child: _Child) -> None:
         self._all.discard(child)
@@ -159,6 +212,7 @@ class Children:
             "file": place.file,
             "qualname": place.qualname,
             "claim": wire.encode_claim(run.claimed),
+            "max_bytes": definition.limit_bytes,
             "deadline": None if run.deadline is None else run.deadline.isoformat(),
         }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic_core import PydanticSerializationError, to_json
@@ -11,6 +13,7 @@ from pydantic_core import PydanticSerializationError, to_json
 from piecework.core import lifecycle
 from piecework.core.errors import LeaseLost, PayloadTooLarge, StoreUnavailable
 from piecework.engine.loop import FOREVER, backoff
+from piecework.handlers.losses import has_constant
 from piecework.handlers.run import DONE, Channel, Progress, Run
 from piecework.observe import RunLogs
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
     from piecework.core.job import JobId
     from piecework.core.lifecycle import Transition
+    from piecework.engine.settler import Claim
     from piecework.ports import Refused, Store
 
 __all__ = ["WRITE_SECONDS", "Reports", "encode_partial"]
@@ -28,13 +32,16 @@ WRITE_SECONDS: Final = 0.5
 
 
 def encode_partial(kind: str, partial: Any, limit_bytes: int) -> str:
-    """Return the partial result as JSON; TypeError for what JSON cannot hold."""
+    """Return the partial result as JSON; TypeError or ValueError for what JSON cannot hold."""
     try:
-        text = to_json(partial, inf_nan_mode="constants").decode()
+        data = to_json(partial, inf_nan_mode="constants", bytes_mode="base64")
     except PydanticSerializationError as error:
         raise TypeError(f"save() takes what JSON can hold: {error}") from error
-    if len(text) > limit_bytes:
-        raise PayloadTooLarge(kind, len(text), limit_bytes)
+    if len(data) > limit_bytes:
+        raise PayloadTooLarge(kind, len(data), limit_bytes)
+    text = data.decode()
+    if has_constant(text):
+        raise ValueError("save() takes what JSON can hold, and NaN and infinity are not")
     return text
 
 
@@ -44,7 +51,7 @@ class Reports(Channel):
     def __init__(
         self,
         store: Store,
-        lost: Callable[[JobId, int], None],
+        lost: Callable[[Claim], None],
         active: Callable[[], list[Run]],
         max_bytes: int,
     ) -> None:
@@ -53,7 +60,8 @@ class Reports(Channel):
         self._active = active
         self._max_bytes = max_bytes
         self._loop = asyncio.get_running_loop()
-        self._pending: dict[JobId, tuple[Run, str]] = {}
+        self._thread = threading.get_ident()
+        self._pending: dict[Claim, str] = {}
         self._armed = False
         self.wake: Callable[[], None] = lambda: None
 
@@ -62,20 +70,28 @@ class Reports(Channel):
     def progress(self, run: Run, progress: Progress) -> Awaitable[None]:
         """As `Channel.progress`."""
         text = progress.encode()
-        if run.threaded:
-            self._loop.call_soon_threadsafe(self._note, run, text)
-        else:
+        if self._is_here():
             self._note(run, text)
+        else:
+            self._tell(self._note, run, text)
         return DONE
 
     def save(self, run: Run, partial: Any) -> Awaitable[None]:
         """As `Channel.save`."""
         text = encode_partial(run.kind, partial, self._max_bytes)
-        if run.threaded:
+        if not self._is_here():
             asyncio.run_coroutine_threadsafe(self._save(run, text), self._loop).result()
             return DONE
         # Begun now, so that a handler which does not await it has called something real.
         return asyncio.ensure_future(self._save(run, text))
+
+    def _is_here(self) -> bool:
+        """Whether this is the worker's thread; an async handler may use other threads, too."""
+        return threading.get_ident() == self._thread
+
+    def _tell(self, what: Callable[..., object], *args: Any) -> None:
+        with suppress(RuntimeError):  # the loop was closed, and a thread runs on
+            self._loop.call_soon_threadsafe(what, *args)
 
     def logs(self, job_id: JobId) -> RunLogs:
         """Return an empty log whose lines are written while the run goes on."""
@@ -85,10 +101,10 @@ class Reports(Channel):
         # Maybe from a thread; the runs that have lines are looked for when they are written.
         if not self._armed:
             self._armed = True
-            self._loop.call_soon_threadsafe(self._arm)
+            self._tell(self._arm)
 
     def _note(self, run: Run, text: str) -> None:
-        self._pending[run.id] = (run, text)
+        self._pending[run.id, run.fence] = text
         if not self._armed:
             self._armed = True
             self._arm()
@@ -97,13 +113,9 @@ class Reports(Channel):
         self._loop.call_later(WRITE_SECONDS, self.wake)
 
     async def _save(self, run: Run, text: str) -> None:
-        noted = self._pending.pop(run.id, None)
-        move = lifecycle.progress(
-            run.claimed,
-            progress=None if noted is None else noted[1],
-            partial=text,
-            logs=run.logs.take(),
-        )
+        noted = self.take(run)
+        lines = run.logs.take()
+        move = lifecycle.progress(run.claimed, progress=noted, partial=text, logs=lines)
         failures = 0
         refused: list[Refused] = []
         while True:
@@ -116,15 +128,14 @@ class Reports(Channel):
                     _log.warning("a partial result waits for the store: %s", error)
                 await asyncio.sleep(backoff(failures))
         if refused:
-            self._lost(run.id, run.fence)
+            self._lost((run.id, run.fence))
             raise LeaseLost(run.id)
 
     # ── what the worker calls ────────────────────────────────────────────────────────────
 
-    def take(self, job_id: JobId) -> str | None:
+    def take(self, run: Run) -> str | None:
         """Return the report that was not written yet: the outcome carries it."""
-        noted = self._pending.pop(job_id, None)
-        return None if noted is None else noted[1]
+        return self._pending.pop((run.id, run.fence), None)
 
     async def tick(self) -> float:
         """What was reported or logged since the last tick is written."""
@@ -132,9 +143,8 @@ class Reports(Channel):
         pending, self._pending = self._pending, {}
         moves: list[Transition] = []
         for run in self._active():
-            noted, lines = pending.get(run.id), run.logs.take()
-            if noted is not None or lines:
-                text = None if noted is None else noted[1]
+            text, lines = pending.get((run.id, run.fence)), run.logs.take()
+            if text is not None or lines:
                 moves.append(
                     lifecycle.progress(run.claimed, progress=text, partial=None, logs=lines)
                 )
@@ -144,11 +154,10 @@ class Reports(Channel):
             refused = await self._store.apply(moves)
         except StoreUnavailable:
             self._pending = {**pending, **self._pending}
+            lines_of = {(move.id, move.fence): move.logs for move in moves}
             for run in self._active():
-                for move in moves:
-                    if move.id == run.id:
-                        run.logs.put_back(move.logs)
+                run.logs.put_back(lines_of.get((run.id, run.fence), ()))
             raise
         for answer in refused:
-            self._lost(answer.transition.id, answer.transition.fence)
+            self._lost((answer.transition.id, answer.transition.fence))
         return FOREVER

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from piecework.core import lifecycle
 from piecework.core.errors import StoreUnavailable
@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     from piecework.core.lifecycle import Transition
     from piecework.ports import Refused, Store
 
-__all__ = ["BATCH", "Ending", "Settler"]
+__all__ = ["BATCH", "Claim", "Ending", "Settler"]
 
 _log: Final = logging.getLogger("piecework.engine")
 BATCH: Final = 512
+
+Claim: TypeAlias = "tuple[JobId, int]"
+"""Whose job it is: its id, and the fence of the claim."""
 
 
 class Ending(NamedTuple):
@@ -73,8 +76,8 @@ class Settler:
         """Return how many endings are not written yet."""
         return len(self._outbox) + len(self._in_flight)
 
-    def claims(self) -> set[tuple[JobId, int]]:
-        """Return (id, fence) of the claims whose ending is on its way."""
+    def claims(self) -> set[Claim]:
+        """Return the claims whose ending is on its way."""
         return {
             (ending.job.id, ending.job.fence)
             for endings in (self._outbox, self._in_flight)
@@ -108,11 +111,11 @@ class Settler:
             if len(batch) > 1:
                 _log.warning("a batch of outcomes holds one that cannot be stored: %s", error)
                 return [pair for ending in batch for pair in await self._write([ending])]
-            if isinstance(batch[0].outcome, Failed):
-                raise
+            bare = Ending(batch[0].job, Failed(_UNSTORABLE, None))
+            if batch[0] == bare:
+                raise  # nothing is left that could be left out: it is the store's own trouble
             _log.exception("the outcome of job %s cannot be stored", batch[0].job.id)
-            info = ErrorInfo(type(error).__name__, f"its outcome cannot be stored: {error}")
-            return await self._write([Ending(batch[0].job, Failed(info, None))])
+            return await self._write([bare])
         if not refused:
             return []
         by_move = {id(move): ending for move, ending in zip(moves, batch, strict=True)}
@@ -147,15 +150,16 @@ class Settler:
 
     def _after_refusal(self, ending: Ending, answer: Refused) -> Ending | None:
         """Return what to write instead, or None: it was ours already, or is another's now."""
-        job, move = answer.job, answer.transition
+        job, move, claim = answer.job, answer.transition, ending.job
         if job is None:
             return None  # pruned, so it had ended before
         if job.fence == move.fence and job.state in FINAL:
             return None  # the reply of our own write was lost
-        if job.worker is None and move.changes.get("fence") == job.fence:
-            return None  # likewise: it is back in the queue, as we wanted
         if job.fence == move.fence and job.state is State.RUNNING and job.cancel_requested:
             return ending._replace(outcome=Stopped())  # a cancel wish came first
+        went_back = "fence" in move.changes and job.fence > move.fence
+        if went_back and job.crashes == move.changes.get("crashes", claim.crashes):
+            return None  # as above: nobody took it away, for then it would have crashed
         self.refused += 1
         _log.warning(
             "job %s (%s) was taken from this worker; its late outcome was refused", job.id, job.kind
@@ -171,6 +175,9 @@ _NAMES: Final[dict[type[Outcome], str]] = {
     Parked: "parked",
     GivenBack: "given back",
 }
+
+
+_UNSTORABLE: Final = ErrorInfo("Unstorable", "its outcome cannot be stored: see the worker's log")
 
 
 def _error_of(outcome: Outcome) -> ErrorInfo | None:

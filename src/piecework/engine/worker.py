@@ -21,14 +21,25 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from piecework.core import lifecycle
+from piecework.core.errors import Cancelled
 from piecework.core.job import Claimed, JobId, WorkerId
-from piecework.core.lifecycle import ErrorInfo, Failed, GivenBack, Outcome, Parked, Released
+from piecework.core.lifecycle import (
+    ErrorInfo,
+    Failed,
+    GivenBack,
+    Outcome,
+    Parked,
+    Released,
+    Snoozed,
+    Stopped,
+)
+from piecework.engine.active import GRACE_SECONDS, Active
 from piecework.engine.chores import Chores
-from piecework.engine.executor import Executor, describe, retry_delay
+from piecework.engine.executor import Executor, calm, describe, judge, retry_delay
 from piecework.engine.isolate import Children, NotLoadable, is_importable
 from piecework.engine.loop import FOREVER, Loop
 from piecework.engine.reports import Reports
-from piecework.engine.settler import Ending, Settler
+from piecework.engine.settler import Claim, Ending, Settler
 from piecework.handlers.codec import Undecodable
 from piecework.handlers.run import Run
 from piecework.observe import LogCapture
@@ -39,7 +50,6 @@ if TYPE_CHECKING:
 
     from piecework.core.job import Retention
     from piecework.handlers.registry import Definition, Registry
-    from piecework.handlers.run import Cause
     from piecework.ports import Reader, Store
 
 __all__ = ["Settings", "Worker"]
@@ -48,7 +58,7 @@ _log: Final = logging.getLogger("piecework.engine")
 MOST_AHEAD: Final = 512
 AHEAD_SECONDS: Final = 0.02
 YIELD_EVERY: Final = 16
-GRACE_SECONDS: Final = 1.0
+ALONE_LATER: Final = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,47 +90,6 @@ class Settings:
             )
 
 
-class Active:
-    """A run that goes on in a slot: what it takes to stop it."""
-
-    __slots__ = ("definition", "killed", "run", "started", "task", "timer")
-
-    def __init__(self, run: Run, definition: Definition, task: asyncio.Task[Any]) -> None:
-        self.run = run
-        self.definition = definition
-        self.task = task
-        self.timer: asyncio.TimerHandle | None = None
-        self.started = False
-        self.killed = asyncio.Event() if definition.mode == "process" else None
-
-    def stop(self, cause: Cause) -> None:
-        """The run is told to stop, and why; the first cause stands, but a lost job tops all."""
-        run = self.run
-        if run.halted and cause != "lost":
-            return
-        run.stopping = cause
-        run.halted = True
-        self.press()
-
-    def press(self) -> None:
-        """Interrupt the run now: cancel its task, or kill its process. A thread sees check()."""
-        if self.run.ended:
-            return  # only its services are being closed: whoever returned first has completed
-        if self.killed is not None:
-            self.killed.set()
-        elif not self.run.threaded:
-            self.task.cancel()
-            loop = asyncio.get_running_loop()
-            self.timer = loop.call_later(GRACE_SECONDS, self.press)  # until it obeys
-
-    def release(self) -> None:
-        """The run is over: no timer fires into the next one, and the task is as before."""
-        if self.timer is not None:
-            self.timer.cancel()
-        while self.task.cancelling():
-            self.task.uncancel()
-
-
 class Worker:
     """Runs the jobs of some queues on the calling event loop, between `start` and `stop`."""
 
@@ -136,16 +105,19 @@ class Worker:
         self._threads = ThreadPoolExecutor(settings.concurrency, "piecework-handler")
         self._executor = Executor(registry.services, self._threads)
         self._children = Children()
+        self._quarantine = Children()  # for jobs that crashed a worker: nobody else runs there
         self._buffer: deque[Claimed] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._busy = 0
-        self._active: dict[JobId, Active] = {}
+        self._active: dict[Claim, Active] = {}
         self._by_kind: Counter[str] = Counter()
         self._alone: asyncio.Lock | None = None
         self._lonely = 0
         self._seconds_per_job = 1.0
         self._stopping = False
+        self._registered = True
         self._claim_under_way: asyncio.Future[list[Claimed]] | None = None
+        self.claims_begun = self.claims_ended = 0
         self._tasks: list[asyncio.Task[Any]] = []
         self._slot_tasks: list[asyncio.Task[Any]] = []
         self._capture = LogCapture()
@@ -212,13 +184,21 @@ class Worker:
 
     async def _end(self) -> None:
         self._capture.remove()
-        for task in [*self._tasks, *self._slot_tasks]:
+        # A run that would not stop keeps its slot's task, and its job: see abandon().
+        stubborn = {active.task for active in self._active.values()}
+        ending = [*self._tasks, *(task for task in self._slot_tasks if task not in stubborn)]
+        for task in ending:
             task.cancel()
-        await asyncio.gather(*self._tasks, *self._slot_tasks, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
         await self._children.close()
+        await self._quarantine.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
-        stubborn = any(active.run.threaded for active in self._active.values())
         await self.chores.stop(retire=not stubborn)
+
+    def _torn_down(self) -> bool:
+        """Whether the loops are gone or going: by `stop`, or because all tasks were cancelled."""
+        claiming = self._tasks[0]
+        return claiming.done() or claiming.cancelling() > 0
 
     async def _wait_for_runs(self, seconds: float, now: asyncio.Event | None = None) -> None:
         waits = [asyncio.ensure_future(self._until_quiet(0))]
@@ -245,12 +225,13 @@ class Worker:
                     await self._written.wait()
 
     async def abandon(self) -> None:
-        """What still runs in threads is released; only for a process that ends right now."""
+        """What still runs is released; only for a process that ends right now."""
         for active in self._active.values():
             active.stop("lost")
             self.settler.add(Ending(active.run.claimed, Released(), self._store.clock.now()))
         while len(self.settler):
             await self.settler.tick()
+        await self._store.retire(self.id)
 
     async def run_until_idle(self) -> None:
         """Return once nothing is due and nothing runs: scheduled retries are not waited for."""
@@ -275,7 +256,7 @@ class Worker:
         return min(MOST_AHEAD, int(self._slots * AHEAD_SECONDS / max(self._seconds_per_job, 1e-6)))
 
     def _may_claim(self) -> bool:
-        return not (self._stopping or self._lonely)
+        return self._registered and not (self._stopping or self._lonely)
 
     async def _claim(self) -> float:
         if not self._may_claim():
@@ -299,15 +280,19 @@ class Worker:
         if ask.free + ask.ahead == 0:
             return FOREVER
         rounds = self.settler.rounds
-        self._claim_under_way = asyncio.ensure_future(self._store.claim(ask))
-        claimed = await asyncio.shield(self._claim_under_way)
+        self.claims_begun += 1
+        try:
+            self._claim_under_way = asyncio.ensure_future(self._store.claim(ask))
+            claimed = await asyncio.shield(self._claim_under_way)
+        finally:
+            self.claims_ended += 1
         if ask.worker != self.id or not self._may_claim():
             self._undo(claimed)  # lost, stopping or busy alone while the answer was under way
             return FOREVER
         self._accept(claimed)
         if claimed:
             self._quiet = False
-            return 0.0 if len(claimed) >= free else self.settings.poll.total_seconds()
+            return 0.0 if len(claimed) >= free else FOREVER
         return self._nothing_came(rounds)
 
     def _nothing_came(self, rounds: int) -> float:
@@ -318,24 +303,40 @@ class Worker:
             elif not self._quiet:
                 self._quiet = True
                 self.chores.stage_now()
-        return self.settings.poll.total_seconds()
+        return FOREVER  # hints, and what the staging finds once in a poll interval, wake this
 
     def _accept(self, claimed: Sequence[Claimed]) -> None:
         if not claimed:
             return
-        for job in claimed:
-            if job.kind in self._registry.limited:
-                self._by_kind[job.kind] += 1
-        self._buffer.extend(claimed)
+        self._buffer.extend(self._within_rooms(claimed) if self._registry.limited else claimed)
         self.chores.buffered()
         for _ in range(min(len(self._idle), len(self._buffer))):
             waiter = self._idle.popleft()
             if not waiter.done():
                 waiter.set_result(None)
 
+    def _within_rooms(self, claimed: Sequence[Claimed]) -> list[Claimed]:
+        """Count them by kind; give back what came under an alias beyond the kind's room."""
+        kept: list[Claimed] = []
+        for job in claimed:
+            limit = self._registry.limited.get(job.kind)
+            kind = self._real_kind(job.kind)
+            if limit is not None and self._by_kind[kind] >= limit:
+                self.settler.add(Ending(job, GivenBack()))
+                continue
+            self._by_kind[kind] += 1
+            kept.append(job)
+        return kept
+
     def _rooms(self) -> dict[str, int]:
-        limited = self._registry.limited
-        return {kind: max(0, limit - self._by_kind[kind]) for kind, limit in limited.items()}
+        return {
+            name: max(0, limit - self._by_kind[self._real_kind(name)])
+            for name, limit in self._registry.limited.items()
+        }
+
+    def _real_kind(self, name: str) -> str:
+        definition = self._registry.get(name)
+        return name if definition is None else definition.kind
 
     async def give_back_stray(self, job_id: JobId, fence: int) -> None:
         """A job that runs in our name, but whose claim's answer never came, is given back."""
@@ -343,6 +344,7 @@ class Worker:
             if job.fence == fence and job.worker == self.id:
                 _log.warning("job %s came with a claim whose answer was lost; given back", job_id)
                 await self._store.apply([lifecycle.give_back(job)])
+                self.claiming.wake()
 
     def _undo(self, claimed: Sequence[Claimed]) -> None:
         for job in claimed:
@@ -359,9 +361,14 @@ class Worker:
         self._give_back()
         self._seconds_per_job = max(self._seconds_per_job, 1.0)  # the guess was far too good
 
+    def _drop(self, job: Claimed) -> None:
+        self._buffer.remove(job)
+        self._forget(job)
+
     def _forget(self, job: Claimed) -> None:
-        if job.kind in self._registry.limited:
-            self._by_kind[job.kind] -= 1
+        if self._registry.limited:
+            kind = self._real_kind(job.kind)
+            self._by_kind[kind] = max(0, self._by_kind[kind] - 1)  # it may be limited since
 
     # ── run ──────────────────────────────────────────────────────────────────────────────
 
@@ -394,6 +401,8 @@ class Worker:
                 self._forget(job)
                 if self._stopping or self._lonely:
                     self._run_ended.set()
+            if self._torn_down():
+                return
             taken = loop.time() - began
             self._seconds_per_job += 0.05 * (taken - self._seconds_per_job)
             since_yield += 1
@@ -415,7 +424,7 @@ class Worker:
             return
         deadline = None if job.timeout is None else started_at + timedelta(seconds=job.timeout)
         run = Run(job, self.reports, deadline=deadline, logs=self.reports.logs(job.id))
-        active = self._active[job.id] = Active(run, definition, task)
+        active = self._active[job.id, job.fence] = Active(run, definition, task)
         if job.timeout is not None:
             loop = asyncio.get_running_loop()
             active.timer = loop.call_later(job.timeout, active.stop, "timeout")
@@ -423,9 +432,9 @@ class Worker:
             outcome = await self._outcome(definition, value, active)
         finally:
             active.release()
-            del self._active[job.id]
+            del self._active[job.id, job.fence]
         if outcome is not None:
-            progress, logs = self.reports.take(job.id), run.logs.take(last=True)
+            progress, logs = self.reports.take(run), run.logs.take(last=True)
             self.settler.add(Ending(job, outcome, started_at, progress, logs))
 
     async def _outcome(self, definition: Definition, value: Any, active: Active) -> Outcome | None:
@@ -444,51 +453,81 @@ class Worker:
         if is_importable(definition):
             active.killed = active.killed or asyncio.Event()
             try:
-                return await self._children.run(definition, active.run, active.killed, fresh=True)
+                return await self._quarantine.run(definition, active.run, active.killed)
             except NotLoadable:
                 active.killed = None
+        if active.run.halted:
+            return judge(definition, active.run, Cancelled(active.run.stopping))
         assert self._alone is not None
         self._lonely += 1  # nothing more is claimed or started until it is over
         try:
             async with self._alone:
                 self._give_back()
-                await self._until_quiet(self._lonely)
+                if not await self._is_alone():
+                    return Snoozed(ALONE_LATER, "crashed a worker before, and waits to run alone")
                 return await self._executor.execute(definition, value, active.run)
+        except asyncio.CancelledError as error:  # it was stopped while it waited to be alone
+            await calm()
+            return judge(definition, active.run, error)
         finally:
             self._lonely -= 1
             self.claiming.wake()
 
+    async def _is_alone(self) -> bool:
+        """Whether the other runs end within a beat; a long one must not idle the other slots."""
+        try:
+            async with asyncio.timeout(self.settings.beat.total_seconds()):
+                await self._until_quiet(self._lonely)
+        except TimeoutError:
+            return False
+        return True
+
     # ── what the chores tell ─────────────────────────────────────────────────────────────
 
-    def known(self) -> dict[JobId, int]:
-        """Return the claims this worker believes to hold: {id: fence}."""
-        known = {job.id: job.fence for job in self._buffer}
-        known.update((job_id, active.run.fence) for job_id, active in self._active.items())
-        return known
+    def known(self) -> set[Claim]:
+        """Return the claims this worker believes to hold.
 
-    def cancel(self, job_id: JobId) -> None:
+        It can be two of one job: one that was lost and whose handler still stops, and a new one.
+        """
+        return {(job.id, job.fence) for job in self._buffer} | self._active.keys()
+
+    def cancel(self, claim: Claim) -> None:
         """Somebody wants this run to stop."""
-        if active := self._active.get(job_id):
+        if active := self._active.get(claim):
             active.stop("cancel")
-
-    def lost_job(self, job_id: JobId, fence: int) -> None:
-        """The job is another's: the run is stopped and nothing of it is recorded."""
-        active = self._active.get(job_id)
-        if active is not None and active.run.fence == fence:
-            _log.warning("lost job %s to another worker; its handler is stopped", job_id)
-            active.stop("lost")
             return
-        for job in [job for job in self._buffer if job.id == job_id and job.fence == fence]:
-            self._buffer.remove(job)
-            self._forget(job)
+        for job in self._buffered(claim):
+            self._drop(job)
+            self.settler.add(Ending(job, Stopped()))
+
+    def lost_job(self, claim: Claim) -> None:
+        """The job is another's: the run is stopped and nothing of it is recorded."""
+        if active := self._active.get(claim):
+            if active.run.stopping != "lost":
+                _log.warning("lost job %s to another worker; its handler is stopped", claim[0])
+                active.stop("lost")
+            return
+        for job in self._buffered(claim):
+            self._drop(job)
+
+    def _buffered(self, claim: Claim) -> list[Claimed]:
+        return [job for job in self._buffer if (job.id, job.fence) == claim]
 
     def declared_lost(self) -> None:
         """Others took this worker for dead: it stops its handlers and begins anew."""
         _log.error("this worker did not beat for a lease and was declared lost; beginning anew")
-        for job_id, fence in self.known().items():
-            self.lost_job(job_id, fence)
+        for claim in self.known():
+            self.lost_job(claim)
         self.id = self.settler.worker = WorkerId(uuid4())
-        self.claiming.wake()
+        # Not before its first beat may it claim: a job in an unknown name is taken for an orphan.
+        self._registered = False
+        self.chores.beat_now()
+
+    def registered(self) -> None:
+        """The store knows this worker."""
+        if not self._registered:
+            self._registered = True
+            self.claiming.wake()
 
     def _settled(self) -> None:
         self._written.set()

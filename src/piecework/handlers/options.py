@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, cast, get_args
 
 from piecework.core.retry import Retry
 from piecework.handlers.names import check_key, check_kind, check_metadata, check_name
@@ -13,7 +13,16 @@ from piecework.handlers.names import check_key, check_kind, check_metadata, chec
 if TYPE_CHECKING:
     from piecework.handlers.run import Run
 
-__all__ = ["Isolate", "Key", "KeyFunction", "Options", "RetryFunction", "as_duration", "as_seconds"]
+__all__ = [
+    "HandlerOptions",
+    "Isolate",
+    "Key",
+    "KeyFunction",
+    "Options",
+    "RetryFunction",
+    "as_duration",
+    "as_seconds",
+]
 
 Isolate: TypeAlias = Literal["process"]
 KeyFunction: TypeAlias = (
@@ -60,6 +69,26 @@ def _seconds(what: str, value: object) -> float:
     if not 0 <= seconds <= _LONGEST:  # false for NaN, too
         raise ValueError(f"{what} must be between 0 seconds and 100 years, not {value}")
     return float(seconds)
+
+
+class HandlerOptions(TypedDict, total=False):
+    """The keywords of `app.handler`, as one may write them; Options says what they mean."""
+
+    kind: str | None
+    aliases: Sequence[str]
+    queue: str
+    priority: int
+    max_attempts: int
+    max_crashes: int
+    retry: Retry | RetryFunction
+    timeout: float | timedelta | None
+    expires_in: float | timedelta | None
+    unique_key: Key
+    serial_key: Key
+    concurrency: int | None
+    isolate: Isolate | None
+    metadata: Mapping[str, str] | None
+    result_ttl: float | timedelta | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
+from piecework.core.attempts import storable
 from piecework.core.errors import Cancelled
 from piecework.observe import RunLogger, RunLogs
 
@@ -57,11 +58,14 @@ class Progress:
 
     @classmethod
     def decode(cls, text: str | None, partial: str | None) -> Progress | None:
-        """Return what was stored, or None if nothing was."""
+        """Return what was stored, or None if nothing was, or nothing of ours."""
         if text is None and partial is None:
             return None
-        done, total, message = json.loads(text) if text is not None else (0, None, None)
-        value = json.loads(partial) if partial is not None else None
+        try:
+            done, total, message = json.loads(text) if text is not None else (0, None, None)
+            value = json.loads(partial) if partial is not None else None
+        except (ValueError, TypeError, RecursionError):
+            return None
         return cls(done=done, total=total, message=message, partial=value)
 
 
@@ -82,7 +86,8 @@ class Run:
 
     `stopping` is None, or why the run must stop: "cancel", "timeout", "shutdown" or "lost".
     At a shutdown it is set at once, while the run may go on until the worker's deadline; `halted`
-    is set when it may not go on any longer, `ended` when the handler has. `threaded` runs are sync code in a thread.
+    is set when it may not go on any longer, `ended` when the handler has. `threaded` runs are
+    sync code in a thread, and `interrupted` once `check` has raised.
     """
 
     __slots__ = (
@@ -92,6 +97,7 @@ class Run:
         "deadline",
         "ended",
         "halted",
+        "interrupted",
         "logs",
         "stopping",
         "threaded",
@@ -113,6 +119,7 @@ class Run:
         self.halted = False
         self.ended = False
         self.threaded = False
+        self.interrupted = False
         self.logs = logs if logs is not None else RunLogs()
 
     @property
@@ -202,7 +209,8 @@ class Run:
         for value in (done, total):
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"progress must be a finite number of at least 0, not {value}")
-        return self._channel.progress(self, Progress(done=done, total=total, message=message))
+        text = None if message is None else storable(message)
+        return self._channel.progress(self, Progress(done=done, total=total, message=text))
 
     def save(self, partial: Any) -> Awaitable[None]:
         """The partial result is stored, and kept if the run fails.
@@ -215,6 +223,7 @@ class Run:
     def check(self) -> None:
         """Raise Cancelled once the run must stop; for sync code, which nobody can interrupt."""
         if self.halted:
+            self.interrupted = True
             raise Cancelled(self.stopping)
 
     def __repr__(self) -> str:

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections import deque
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
-from heapq import heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
+from piecework.core import lifecycle
+from piecework.core.attempts import decode_error
 from piecework.core.job import LIVE, Claimed, Job, State
 from piecework.ports import Node, QueueInfo
 from piecework.stores._admission import QueueCap, refill
 
 if TYPE_CHECKING:
-    from collections import deque
     from collections.abc import Iterator, Mapping
 
-    from piecework.core.job import Attempt, JobId, LogLine, Moment, Scope, WorkerId
-    from piecework.ports import Beat
+    from piecework.core.job import Attempt, JobId, LogLine, Moment, NewJob, Scope, WorkerId
+    from piecework.core.lifecycle import Transition
+    from piecework.ports import Beat, Filter
 
-__all__ = ["Board", "Entry", "Lane", "Order", "Queue", "Row", "Walk", "Watch", "Worker", "at"]
+__all__ = [
+    "Board",
+    "Entry",
+    "Lane",
+    "Order",
+    "Place",
+    "Queue",
+    "Row",
+    "Walk",
+    "Watch",
+    "Worker",
+    "at",
+]
+
+_KEEP_ATTEMPTS: Final = 100
 
 Entry: TypeAlias = "tuple[int, datetime, int, T]"
 """(-priority or 0, instant, id, what): unique by id, so a comparison never reaches `what`."""
@@ -75,13 +92,31 @@ class Order(Generic[T]):
         self._at = at
         return run[at] if not heap or run[at] < heap[0] else heap[0]
 
+    def take(self, head: Entry[T]) -> None:
+        """The head, which was just returned, has left."""
+        head[3].entry = None
+        run, heap = self._run, self._heap
+        if heap and heap[0] is head:
+            heappop(heap)
+        elif self._at + 1 < len(run):
+            self._at += 1
+        else:
+            run.clear()
+            self._at = 0
+
     def left(self) -> None:
         """One more entry in the midst is no longer valid; half of them, and they are swept out."""
         self._dead += 1
         if self._dead > 100 and self._dead * 2 > len(self._run) - self._at + len(self._heap):
-            self._run = sorted(self)
-            self._heap = []
-            self._at = self._dead = 0
+            valid = sorted(self)
+            self.clear()
+            self._run = valid
+
+    def clear(self) -> None:
+        """Nothing stands here."""
+        self._run.clear()
+        self._heap.clear()
+        self._at = self._dead = 0
 
     def __iter__(self) -> Iterator[Entry[T]]:
         """Every valid entry, in no order."""
@@ -103,8 +138,41 @@ class Lane(Order["Row"]):
         self.listed: Entry[Row] | None = None
 
 
-Board: TypeAlias = "list[tuple[Entry[Row], Lane]]"
-"""A heap of lanes by their heads."""
+Place: TypeAlias = "tuple[Entry[Row], Lane]"
+"""A lane in a heap of lanes, under its head."""
+
+
+class Board:
+    """The lanes of every queue that are bound to one node, or to none, by their heads.
+
+    A lane is listed once; where its head came before, the older listing is skipped later.
+    """
+
+    __slots__ = ("_old", "heap")
+
+    def __init__(self) -> None:
+        self.heap: list[Place] = []
+        self._old = 0
+
+    def offer(self, entry: Entry[Row], lane: Lane) -> None:
+        """The lane, which has this entry now, is listed no later than under it."""
+        if lane.listed is None or entry < lane.listed:
+            self.withdraw(lane)
+            lane.listed = entry
+            heappush(self.heap, (entry, lane))
+
+    def withdraw(self, lane: Lane) -> None:
+        """The lane is not listed; old listings are at most half of all."""
+        if lane.listed is None:
+            return
+        lane.listed = None
+        self._old += 1
+        if self._old > 100 and self._old * 2 > len(self.heap):
+            # One by lane: a lane may be listed twice under the same entry.
+            valid = {id(lane): (entry, lane) for entry, lane in self.heap if lane.listed is entry}
+            self.heap[:] = valid.values()
+            heapify(self.heap)
+            self._old = 0
 
 
 class Queue:
@@ -221,6 +289,68 @@ class Row:
     def affordable(self) -> bool:
         return self.crashes == 0 and self.max_attempts - self.attempt > 1
 
+    @classmethod
+    def of(cls, new: NewJob, now: datetime, home: Queue) -> Row:
+        due = at(new.due, now)
+        until = new.unique_scope == "until"
+        return cls(
+            id=new.id,
+            kind=new.kind,
+            args=new.args,
+            state=State.SCHEDULED if due > now else State.AVAILABLE,
+            queue=new.queue,
+            enqueued_at=now,
+            due_at=due,
+            name=new.name,
+            priority=new.priority,
+            max_attempts=new.max_attempts,
+            max_crashes=new.max_crashes,
+            timeout=new.timeout,
+            node=new.node,
+            unique_key=new.unique_key or None,
+            unique_scope=new.unique_scope if new.unique_key else None,
+            unique_until=now + (new.unique_window or timedelta(0)) if until else None,
+            serial_key=new.serial_key or None,
+            metadata=dict(new.metadata) if new.metadata else {},
+            parent=new.parent,
+            schedule=new.schedule,
+            tick=new.tick,
+            count=new.count,
+            expires_at=lifecycle.expiry(new, now),
+            result_ttl=new.result_ttl,
+            number=new.id.int,
+            home=home,
+        )
+
+    def passes(self, what: Filter) -> bool:
+        parked = self.parked > 0 and self.state is State.SCHEDULED
+        return (
+            (not what.states or self.state in what.states)
+            and (not what.kinds or self.kind in what.kinds)
+            and (not what.queues or self.queue in what.queues)
+            and (what.ids is None or self.id in what.ids)
+            and (what.schedule is None or self.schedule == what.schedule)
+            and (what.parent is None or self.parent == what.parent)
+            and (what.since is None or self.enqueued_at >= what.since)
+            and (what.until is None or self.enqueued_at < what.until)
+            and (what.parked is None or parked == what.parked)
+            and all(self.metadata.get(key) == value for key, value in what.metadata.items())
+        )
+
+    def mentions(self, needle: str) -> bool:
+        error = decode_error(self.error)
+        said = (self.reason, str(error) if error else None)
+        texts = (str(self.id), self.name, self.kind, self.unique_key, self.serial_key, *said)
+        return any(needle in text.casefold() for text in texts if text)
+
+    def record(self, move: Transition, now: datetime) -> None:
+        if (ended := move.ended) is not None:
+            if self.attempts is None:
+                self.attempts = deque(maxlen=_KEEP_ATTEMPTS)
+            self.attempts.append(replace(ended, ended_at=ended.ended_at or now))
+        if move.logs:
+            self.logs = [*(self.logs or ()), *((move.fence, line) for line in move.logs)]
+
     def job(self) -> Job:
         return Job(**{name: getattr(self, name) for name in _JOB_FIELDS})
 
@@ -287,30 +417,30 @@ class Walk:
 
     left: dict[str, int]
     now: datetime
-    seen: list[tuple[Entry[Row], Lane]] = field(default_factory=list[Any])
-    aside: list[tuple[Board, tuple[Entry[Row], Lane]]] = field(default_factory=list[Any])
+    seen: list[Place] = field(default_factory=list[Any])
+    aside: list[tuple[list[Place], Place]] = field(default_factory=list[Any])
 
-    def along(self, board: Board, *, listed: bool) -> Iterator[Entry[Row]]:
-        """Yield the heads of the board's lanes in order; `listed` is the store's own board."""
-        while board:
-            entry, lane = board[0]
+    def along(self, heap: list[Place], *, listed: bool) -> Iterator[Entry[Row]]:
+        """Yield the heads of the heap's lanes in order; `listed` is the store's own board."""
+        while heap:
+            entry, lane = heap[0]
             if listed and lane.listed is not entry:
-                heappop(board)
+                heappop(heap)
                 continue
             if self.left and self.left.get(lane.queue, 1) <= 0:
-                self.aside.append((board, heappop(board)))
+                self.aside.append((heap, heappop(heap)))
                 continue
             head = lane.head()
             if head is not entry:
                 if head is None:
-                    heappop(board)
+                    heappop(heap)
                 else:
-                    heapreplace(board, (head, lane))
+                    heapreplace(heap, (head, lane))
                 if listed:
                     lane.listed = head
                 continue
             row = entry[3]
-            row.entry = None
+            lane.take(entry)
             self.seen.append((entry, lane))
             if row.expires_at is None or row.expires_at > self.now:
                 yield entry

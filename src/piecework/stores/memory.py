@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
-from dataclasses import replace
 from datetime import datetime, timedelta
 from heapq import heapify, heappush, merge
 from itertools import chain, islice
@@ -13,7 +11,6 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from piecework.core import lifecycle
-from piecework.core.attempts import decode_error
 from piecework.core.errors import DuplicateJob
 from piecework.core.job import FINAL, Attempt, Claimed, Job, Retention, State
 from piecework.ports import (
@@ -30,7 +27,7 @@ from piecework.ports import (
 )
 from piecework.stores._admission import take
 from piecework.stores._hints import Hub
-from piecework.stores._shelf import Lane, Order, Queue, Row, Walk, Watch, Worker, at
+from piecework.stores._shelf import Board, Lane, Order, Queue, Row, Walk, Watch, Worker, at
 from piecework.system import SystemClock
 
 if TYPE_CHECKING:
@@ -39,14 +36,13 @@ if TYPE_CHECKING:
     from piecework.core.job import JobId, LogLine, NewJob, WorkerId
     from piecework.core.lifecycle import Transition
     from piecework.ports import Ask, Beat, Bound, Clock, Filter, QueueChange
-    from piecework.stores._shelf import Board, Entry
+    from piecework.stores._shelf import Entry, Place
 
 __all__ = ["MemoryStore"]
 
 L = TypeVar("L", Row, Watch)
 
 _TEXT_WINDOW: Final = 10_000
-_KEEP_ATTEMPTS: Final = 100
 _AVAILABLE, _RUNNING, _SCHEDULED = State.AVAILABLE, State.RUNNING, State.SCHEDULED
 
 
@@ -67,8 +63,7 @@ class MemoryStore:
         self._history_gone = 0
         self._queues: dict[str, Queue] = {}
         self._controlled: dict[str, Queue] = {}
-        self._boards: dict[str | None, Board] = {None: []}
-        self._unlisted = 0
+        self._boards: dict[str | None, Board] = {}
         self._scheduled: Order[Row] = Order()
         self._expiring: Order[Watch] = Order()
         # Final jobs by state; under None those that were given a time of their own to go.
@@ -168,36 +163,7 @@ class MemoryStore:
         home = self._queues.get(new.queue)
         if home is None:
             home = self._queues[new.queue] = Queue(new.queue, now)
-        due = at(new.due, now)
-        until = new.unique_scope == "until"
-        row = self._rows[new.id] = Row(
-            id=new.id,
-            kind=new.kind,
-            args=new.args,
-            state=_SCHEDULED if due > now else _AVAILABLE,
-            queue=new.queue,
-            enqueued_at=now,
-            due_at=due,
-            name=new.name,
-            priority=new.priority,
-            max_attempts=new.max_attempts,
-            max_crashes=new.max_crashes,
-            timeout=new.timeout,
-            node=new.node,
-            unique_key=new.unique_key or None,
-            unique_scope=new.unique_scope if new.unique_key else None,
-            unique_until=now + (new.unique_window or timedelta(0)) if until else None,
-            serial_key=new.serial_key or None,
-            metadata=dict(new.metadata) if new.metadata else {},
-            parent=new.parent,
-            schedule=new.schedule,
-            tick=new.tick,
-            count=new.count,
-            expires_at=lifecycle.expiry(new, now),
-            result_ttl=new.result_ttl,
-            number=new.id.int,
-            home=home,
-        )
+        row = self._rows[new.id] = Row.of(new, now, home)
         if row.unique_key is not None:
             self._uniques[row.kind, row.unique_key] = row
         history = self._history
@@ -271,14 +237,13 @@ class MemoryStore:
         lane = row.home.lanes.get(row.node)
         if lane is None:
             lane = row.home.lanes[row.node] = Lane(row.queue)
+            self._boards.setdefault(row.node, Board())
         return lane
 
     def _push_lane(self, row: Row, lane: Lane, entry: Entry[Row]) -> None:
         row.order = lane
         lane.push(entry)
-        if lane.listed is None or entry < lane.listed:
-            lane.listed = entry
-            heappush(self._boards.setdefault(row.node, []), (entry, lane))
+        self._boards[row.node].offer(entry, lane)
 
     # ── keys ─────────────────────────────────────────────────────────────────────────────
 
@@ -334,8 +299,8 @@ class MemoryStore:
             for entry, lane in walk.seen:
                 if entry[3].state is _AVAILABLE:
                     self._push_lane(entry[3], lane, entry)
-            for board, item in walk.aside:
-                heappush(board, item)
+            for heap, place in walk.aside:
+                heappush(heap, place)
             for queue in self._controlled.values():
                 if queue.rate is not None:
                     queue.tokens -= sum(row.home is queue for row in rows)
@@ -345,16 +310,15 @@ class MemoryStore:
         """The available jobs that this worker may have, in order of priority, due time, id."""
         if ask.queues is None:
             boards = [b for node in (None, ask.node) if (b := self._boards.get(node))]
-            walks = [walk.along(board, listed=True) for board in boards]
+            walks = [walk.along(board.heap, listed=True) for board in boards]
         else:
-            board: Board = []
+            heap: list[Place] = []
             for name in dict.fromkeys(ask.queues):
                 lanes = queue.lanes if (queue := self._queues.get(name)) else {}
-                for node in (None, ask.node):
-                    if (lane := lanes.get(node)) and (head := lane.head()):
-                        board.append((head, lane))
-            heapify(board)
-            walks = [walk.along(board, listed=False)]
+                found = (lane for node in (None, ask.node) if (lane := lanes.get(node)))
+                heap += ((head, lane) for lane in found if (head := lane.head()))
+            heapify(heap)
+            walks = [walk.along(heap, listed=False)]
         return map(itemgetter(3), walks[0] if len(walks) == 1 else merge(*walks))
 
     def _claim(self, row: Row, ask: Ask, now: datetime) -> Claimed:
@@ -424,7 +388,7 @@ class MemoryStore:
         for name, value in move.changes.items():
             setattr(row, name, now + value if isinstance(value, timedelta) else value)
         if move.ended is not None or move.logs:
-            self._record(row, move, now)
+            row.record(move, now)
         if "metadata" in move.changes:
             row.metadata = dict(move.changes["metadata"] or {})
         if after is _RUNNING:
@@ -440,14 +404,6 @@ class MemoryStore:
         self._enter(row)
         if row.state is State.BLOCKED:
             freed[cast("str", row.serial_key)] = None
-
-    def _record(self, row: Row, move: Transition, now: datetime) -> None:
-        if (ended := move.ended) is not None:
-            if row.attempts is None:
-                row.attempts = deque(maxlen=_KEEP_ATTEMPTS)
-            row.attempts.append(replace(ended, ended_at=ended.ended_at or now))
-        if move.logs:
-            row.logs = [*(row.logs or ()), *((move.fence, line) for line in move.logs)]
 
     # ── what time brings ─────────────────────────────────────────────────────────────────
 
@@ -527,7 +483,9 @@ class MemoryStore:
                 rows = (row for job_id in what if (row := self._rows.get(job_id)))
                 rows = (row for row in rows if row.state in FINAL)
             gone = [self._forget(row) for row in islice(rows, limit)]
-            self._sweep()
+            if self._history_gone * 2 > len(self._history):
+                self._history = [row for row in self._history if not row.gone]
+                self._history_gone = 0
             return gone
 
     def _outlived(self, retention: Retention, now: datetime) -> Iterator[Row]:
@@ -545,23 +503,14 @@ class MemoryStore:
             self._free_unique(row)
         queue = row.home
         if not queue.controlled and not any(queue.counts.values()):
-            del self._queues[queue.name]
-            for lane in queue.lanes.values():
-                if lane.listed is not None:
-                    lane.listed = None
-                    self._unlisted += 1
+            self._drop(queue)
         return row.id
 
-    def _sweep(self) -> None:
-        """What is left of pruned jobs is at most half of any list."""
-        if self._history_gone * 2 > len(self._history):
-            self._history = [row for row in self._history if not row.gone]
-            self._history_gone = 0
-        if self._unlisted * 2 > sum(map(len, self._boards.values())):
-            for board in self._boards.values():
-                board[:] = [item for item in board if item[1].listed is item[0]]
-                heapify(board)
-            self._unlisted = 0
+    def _drop(self, queue: Queue) -> None:
+        del self._queues[queue.name]
+        for node, lane in queue.lanes.items():
+            self._boards[node].withdraw(lane)
+            lane.clear()
 
     # ── controls ─────────────────────────────────────────────────────────────────────────
 
@@ -584,7 +533,7 @@ class MemoryStore:
                 else:
                     self._controlled.pop(queue.name, None)
                     if not any(queue.counts.values()):
-                        del self._queues[queue.name]
+                        self._drop(queue)
             self._told |= {"control", "work"}
             self._tell()
 
@@ -636,29 +585,8 @@ class MemoryStore:
             if after is not None:
                 end = bisect_left(history, after.int, key=attrgetter("number"))
             newest = (history[index] for index in range(end - 1, -1, -1))
-            rows = (row for row in newest if not row.gone and _passes(row, what))
+            rows = (row for row in newest if not row.gone and row.passes(what))
             if what.text is not None:
                 needle = what.text.casefold()
-                rows = (row for row in islice(rows, _TEXT_WINDOW) if _mentions(row, needle))
+                rows = (row for row in islice(rows, _TEXT_WINDOW) if row.mentions(needle))
             return [row.job() for row in islice(rows, limit)]
-
-
-def _passes(row: Row, what: Filter) -> bool:
-    return (
-        (not what.states or row.state in what.states)
-        and (not what.kinds or row.kind in what.kinds)
-        and (not what.queues or row.queue in what.queues)
-        and (what.ids is None or row.id in what.ids)
-        and (what.schedule is None or row.schedule == what.schedule)
-        and (what.parent is None or row.parent == what.parent)
-        and (what.since is None or row.enqueued_at >= what.since)
-        and (what.until is None or row.enqueued_at < what.until)
-        and (what.parked is None or (row.parked > 0 and row.state is _SCHEDULED) == what.parked)
-        and all(row.metadata.get(key) == value for key, value in what.metadata.items())
-    )
-
-
-def _mentions(row: Row, needle: str) -> bool:
-    error = decode_error(row.error)
-    texts = (row.name, row.kind, row.unique_key, row.serial_key, str(error) if error else None)
-    return any(needle in text.casefold() for text in (str(row.id), *texts) if text)

@@ -1,4 +1,4 @@
-"""For tests: a clock to advance, jobs to begin with, and the suites that a store must pass.
+"""For tests: a clock, jobs, runs to call handlers by hand with, and suites for stores.
 
 The suites need pytest, the machine needs hypothesis; the rest needs neither.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from piecework.testing.clock import FakeClock
 from piecework.testing.factories import claimed, job, new_job
+from piecework.testing.helpers import FakeRun, assert_enqueued, assert_enqueued_sync, make_run
 
 if TYPE_CHECKING:
     from piecework.testing.conformance import StoreConformance
@@ -17,11 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FakeClock",
+    "FakeRun",
     "StoreConformance",
     "StoreMachine",
+    "assert_enqueued",
+    "assert_enqueued_sync",
     "claimed",
     "job",
     "make_machine",
+    "make_run",
     "new_job",
 ]
 

@@ -27,6 +27,10 @@ def _order(job: Job) -> tuple[int, datetime, JobId]:
     return (-job.priority, job.due_at, job.id)
 
 
+def _affordable(job: Job) -> bool:
+    return job.crashes == 0 and job.max_attempts - job.attempt > 1
+
+
 @dataclass
 class Controls:
     """What an operator set for a queue."""
@@ -114,19 +118,13 @@ class Model:
         if known is not None:
             return Inserted(known.id, created=False, args_differ=known.args != new.args)
         assert isinstance(new.due, timedelta)
-        given = {name: getattr(new, name) for name in _SAME}
-        job = Job(
-            **{
-                **given,
-                "metadata": new.metadata or {},
-                "state": State.AVAILABLE if new.due <= timedelta(0) else State.SCHEDULED,
-                "enqueued_at": now,
-                "due_at": now + new.due,
-                "expires_at": lifecycle.expiry(new, now),
-                "unique_scope": new.unique_scope if new.unique_key else None,
-                "unique_until": now + new.unique_window if new.unique_window else None,
-            }
-        )
+        given: dict[str, Any] = {name: getattr(new, name) for name in _SAME}
+        given["metadata"] = new.metadata or {}
+        given["unique_scope"] = new.unique_scope if new.unique_key else None
+        given["unique_until"] = now + new.unique_window if new.unique_window else None
+        given["expires_at"] = lifecycle.expiry(new, now)
+        given["state"] = State.AVAILABLE if new.due <= timedelta(0) else State.SCHEDULED
+        job = Job(**given, enqueued_at=now, due_at=now + new.due)
         if new.unique_key is not None:
             self.uniques[new.kind, new.unique_key] = new.id
         self.enter(job)
@@ -200,7 +198,7 @@ class Model:
     # ── what may happen ──────────────────────────────────────────────────────────────────
 
     def claimable(self, ask: Ask) -> list[Job]:
-        """Return what this worker may have, in order, were it to ask for any number."""
+        """Return what this worker is to have, in order."""
         now, rooms = self.clock.now(), dict(ask.rooms)
         left = {name: self._left(name) for name in self.queues}
         found: list[Job] = []
@@ -212,6 +210,8 @@ class Model:
                 and (job.expires_at is None or job.expires_at > now)
                 and rooms.get(job.kind, 1) > 0
                 and left.get(job.queue, 1) > 0
+                and (len(found) < ask.free or _affordable(job))
+                and len(found) < ask.free + ask.ahead
             ):
                 found.append(job)
                 if job.kind in rooms:

@@ -286,7 +286,7 @@ WITH {now}, given AS MATERIALIZED (
     FROM given g
 ), fits AS MATERIALIZED (
     SELECT NOT EXISTS (
-        SELECT FROM new WHERE new.expiry <= new.due
+        SELECT FROM new WHERE new.expiry <= greatest(new.due, new.now)
         AND NOT EXISTS (SELECT FROM piecework.piecework_job k WHERE k.id = new.id)) AS all_of_them
 ), made AS (
     INSERT INTO piecework.piecework_job ({lean}, state, enqueued_at, due_at, expires_at, name,

@@ -38,7 +38,8 @@ SELECT queue, state, count(*), min(due_at) FILTER (WHERE state = 'available')
 FROM piecework.piecework_job WHERE state IN ('scheduled', 'blocked', 'available', 'running')
 GROUP BY queue, state"""
 CONTROLS: Final = """
-SELECT name, paused, running_limit, rate_n, rate_window FROM piecework.piecework_queue"""
+SELECT name, paused, running_limit, rate_n, rate_window FROM piecework.piecework_queue
+WHERE paused OR running_limit IS NOT NULL OR rate_n IS NOT NULL"""
 NODES: Final = f"""
 WITH {NOW}
 SELECT w.id, w.node, w.pid, w.queues, w.slots, w.running, w.started_at, w.beat_at, w.lease,

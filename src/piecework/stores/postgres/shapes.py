@@ -22,8 +22,11 @@ class Shape(NamedTuple):
 
 _BIGINT: Final = frozenset({"attempt", "crashes", "generation", "fence", "parked", "priority"})
 _TURN_IS_FREE: Final = (
-    "j.serial_key IS NULL OR j.serial_held IS NOT NULL OR NOT EXISTS "
-    "(SELECT FROM piecework.piecework_job h WHERE h.serial_held = j.serial_key)"
+    "j.serial_key IS NULL OR j.serial_held IS NOT NULL OR (NOT EXISTS "
+    "(SELECT FROM piecework.piecework_job h WHERE h.serial_held = j.serial_key) AND NOT EXISTS "
+    # A key that another move of this batch has just freed belongs to those who wait for it.
+    "(SELECT FROM piecework.piecework_job w "
+    "WHERE w.state = 'blocked' AND w.serial_key = j.serial_key AND w.id <> j.id))"
 )
 
 

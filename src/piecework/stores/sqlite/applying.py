@@ -44,7 +44,9 @@ _FREE_KEYS: Final = (
 )
 _TURN_IS_FREE: Final = (
     "(j.serial_key IS NULL OR j.serial_held IS NOT NULL OR NOT EXISTS "
-    "(SELECT 1 FROM piecework_job h WHERE h.serial_held = j.serial_key))"
+    "(SELECT 1 FROM piecework_job h WHERE h.serial_held = j.serial_key "
+    # A key that another move of this batch has just freed belongs to those who wait for it.
+    "OR (h.state = 'blocked' AND h.serial_key = j.serial_key AND h.id <> j.id)))"
 )
 _TAKE_TURN: Final = (
     f"state = CASE WHEN {_TURN_IS_FREE} THEN 'available' ELSE 'blocked' END, "

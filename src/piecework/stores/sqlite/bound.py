@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
@@ -55,17 +56,31 @@ class _Inline:
         self._now = now
         self._ready = False
 
+    def begin(self) -> None:
+        """A transaction is open that may write."""
+        # One that begins by reading may not write any more once somebody else has written.
+        self._translated(lambda tx: tx.execute("BEGIN IMMEDIATE"))
+
     def _run(self, work: Callable[[Tx], Any]) -> Any:
-        try:
+        def run(tx: Tx) -> Any:
             if not self._ready:
                 # Made inside the caller's transaction where the file has no tables yet: another
                 # connection of ours would wait for the caller's lock for ever.
-                migrate(self._tx, self._settings, inside=True)
+                migrate(tx, self._settings, inside=True)
                 self._ready = True
-            with savepoint(self._tx):
-                return work(self._tx)
-        except sqlite3.Error as error:
-            raise translate(error, self._settings) from error
+            with savepoint(tx):
+                return work(tx)
+
+        return self._translated(run)
+
+    def _translated(self, work: Callable[[Tx], Any]) -> Any:
+        try:
+            return work(self._tx)
+        except Exception as error:
+            cause = getattr(error, "orig", error)  # SQLAlchemy wraps what the driver raised
+            if isinstance(cause, sqlite3.Error):
+                raise translate(cause, self._settings) from error
+            raise
 
     async def insert(self, jobs: Sequence[NewJob]) -> list[Inserted]:
         """As `Bound.insert`."""
@@ -121,8 +136,8 @@ def finish(coroutine: Any) -> Any:
 def bind(connection: Any, settings: Settings, now: Callable[[], int]) -> Bound:
     """Return a Bound for the connection; TypeError for one we do not know."""
     if isinstance(connection, sqlite3.Connection):
-        _begin(connection)
-        return _Inline(_OwnCursors(connection, settings.prefix), settings, now)
+        tx = _OwnCursors(connection, settings.prefix)
+        return _begun(tx, connection, settings, now)
     module = type(connection).__module__.partition(".")[0]
     if module == "sqlalchemy" or hasattr(connection, "run_sync"):
         if hasattr(connection, "run_sync"):
@@ -143,19 +158,34 @@ def _alchemy(connection: Any, settings: Settings, now: Callable[[], int]) -> _In
     name = plain.dialect.name
     if name != "sqlite":
         raise TypeError(f"this app keeps its jobs in SQLite, the session is on {name}")
-    raw = plain.connection.dbapi_connection
-    if isinstance(raw, sqlite3.Connection):
-        _begin(raw)
-    return _Inline(_ThroughAlchemy(plain, settings.prefix), settings, now)
+    tx = _ThroughAlchemy(plain, settings.prefix)
+    return _begun(tx, plain.connection.driver_connection, settings, now)
 
 
-def _begin(raw: sqlite3.Connection) -> None:
-    """A transaction of the caller's is open; sqlite3 itself opens one only at the first write."""
-    if raw.in_transaction:
-        return
-    if raw.isolation_level is None and getattr(raw, "autocommit", -1) == -1:
+def _begun(tx: Tx, driver: Any, settings: Settings, now: Callable[[], int]) -> _Inline:
+    """Return the Bound; a transaction of the caller's is open.
+
+    sqlite3 itself opens one only at the first write, and a savepoint outside of any would commit
+    on its own. `driver` is sqlite3's connection, or one like it.
+    """
+    _check_file(tx, settings)
+    bound = _Inline(tx, settings, now)
+    if not driver.in_transaction:
+        autocommit = getattr(driver, "autocommit", -1)  # -1: as before Python 3.12
+        if autocommit is True or (driver.isolation_level is None and autocommit == -1):
+            raise ValueError(
+                "the connection is in autocommit mode with no transaction open: "
+                'execute("BEGIN") first, or use app.enqueue'
+            )
+        bound.begin()
+    return bound
+
+
+def _check_file(tx: Tx, settings: Settings) -> None:
+    """Jobs written to another file would never run."""
+    file = tx.execute("PRAGMA database_list").fetchall()[0][2]
+    if os.path.realpath(file) != os.path.realpath(settings.path):
         raise ValueError(
-            "the connection is in autocommit mode with no transaction open: "
-            'execute("BEGIN") first, or use app.enqueue'
+            f"the connection is on {file or 'a database in memory'}, this app keeps its jobs in "
+            f"{settings.path}: open the app on the same file"
         )
-    raw.execute("BEGIN")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from piecework.stores._admission import Candidate, QueueCap, pick, refill
+from piecework.stores._admission import PASSED_OVER, Candidate, QueueCap, pick, refill
 from piecework.stores.sqlite.rows import claimed, from_micros
 
 if TYPE_CHECKING:
@@ -22,9 +22,10 @@ __all__ = ["claim"]
 _COLUMNS: Final = """json_group_array(json_array(rowid, crashes = 0 AND max_attempts - attempt > 1,
     kind, queue, hex(id), fence, args, attempt, max_attempts, crashes, max_crashes, generation,
     name, timeout, metadata, schedule, tick, count, parked, result_ttl, -priority, due_at))"""
+# An infinite time limit, put in by hand, would have no JSON.
 _INNER: Final = """rowid, crashes, max_attempts, attempt, kind, queue, id, fence, args, max_crashes,
-    generation, name, timeout, metadata, schedule, tick, count, parked, result_ttl, priority,
-    due_at"""
+    generation, name, max(0, min(timeout, 1e10)) AS timeout, metadata, schedule, tick, count,
+    parked, result_ttl, priority, due_at"""
 _LIVE: Final = "(expires_at IS NULL OR expires_at > :now)"
 _ORDER: Final = "ORDER BY priority DESC, due_at, id LIMIT :want"
 ANY_QUEUE: Final = f"""
@@ -105,15 +106,22 @@ def _pick(rows: list[Any], ask: Ask, caps: dict[str, QueueCap]) -> list[Any]:
 
 def _candidates(tx: Tx, ask: Ask, now: int, caps: dict[str, QueueCap]) -> list[Any]:
     """Rows in the order of claiming, enough to fill what was asked."""
-    want = (ask.free + ask.ahead) * (10 if ask.rooms else 1)
+    depth = PASSED_OVER if ask.rooms else 1
+    want = (ask.free + ask.ahead) * depth
     params = {"now": now, "want": want}
     closed = {name for name, cap in caps.items() if cap.closed}
     if ask.queues is None and not caps:
         parts = [_load(tx.execute(ANY_QUEUE, params))]
     else:
         lanes: Sequence[str] = ask.queues if ask.queues is not None else _open_lanes(tx)
+
+        def of(lane: str) -> int:
+            """More rows than a limited queue has room for would be read in vain."""
+            room = cap.room if (cap := caps.get(lane)) else None
+            return want if room is None else min(want, room * depth)
+
         parts = [
-            _load(tx.execute(ONE_QUEUE, {**params, "queue": lane}))
+            _load(tx.execute(ONE_QUEUE, {**params, "queue": lane, "want": of(lane)}))
             for lane in dict.fromkeys(lanes)
             if lane not in closed
         ]

@@ -153,6 +153,11 @@ def translate(error: BaseException, settings: Settings) -> StoreUnavailable:
     path = settings.path
     if isinstance(error, StoreUnavailable):
         return error
+    if getattr(error, "sqlite_errorname", "") == "SQLITE_BUSY_SNAPSHOT":
+        return StoreUnavailable(
+            f"somebody else has written to {path} since this transaction began by reading: roll it "
+            'back and run it again, or begin it with "BEGIN IMMEDIATE"'
+        )
     if "locked" in text or "busy" in text:
         return StoreUnavailable(
             f"{path} stayed busy for {settings.busy_seconds:g} s: another connection holds a write "

@@ -119,7 +119,7 @@ def _other_values(job: NewJob, now: int, due: int, held: str | None = None) -> l
     expires = None
     if job.expires is not None or job.kind_expires is not None:
         expires = _expiry(job, now)
-        if expires is not None and expires <= due:
+        if expires is not None and expires <= max(due, now):
             raise ValueError("the expiry must be later than the start: give a later expires_at")
     return [
         job.name,

@@ -34,7 +34,8 @@ LIVE_BY_QUEUE: Final = """
     FROM piecework_job WHERE state IN ('scheduled', 'blocked', 'available', 'running')
     GROUP BY queue, state"""
 CONTROLS: Final = """
-    SELECT name, paused, running_limit, rate_n, rate_window FROM piecework_queue"""
+    SELECT name, paused, running_limit, rate_n, rate_window FROM piecework_queue
+    WHERE paused OR running_limit IS NOT NULL OR rate_n IS NOT NULL"""
 NODES: Final = """
     SELECT id, node, pid, queues, slots, running, started_at, beat_at, lease, stopping
     FROM piecework_worker WHERE NOT lost AND beat_at + lease >= ? ORDER BY started_at, id"""

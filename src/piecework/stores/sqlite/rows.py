@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
 from piecework.core.job import Attempt, Claimed, Job, JobId, LogLine, State, WorkerId
@@ -26,6 +26,8 @@ __all__ = [
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
+_EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
+_LATEST: Final = datetime.max.replace(tzinfo=UTC)
 
 JOB_COLUMNS: Final = """id, kind, args, state, queue, enqueued_at, due_at, name, priority, attempt,
     max_attempts, crashes, max_crashes, generation, fence, timeout, node, ran_on, worker, result,
@@ -41,11 +43,14 @@ def micros(at: datetime) -> int:
 
 def from_micros(value: int | None) -> datetime | None:
     """Return the instant, aware, in UTC."""
-    return None if value is None else _EPOCH + timedelta(microseconds=value)
+    return None if value is None else _at(value)
 
 
 def _at(value: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=value)
+    try:
+        return _EPOCH + timedelta(microseconds=value)
+    except OverflowError:  # put in by hand; it must not hold up everybody else's rows
+        return _LATEST if value > 0 else _EARLIEST
 
 
 def duration(value: int | None) -> timedelta | None:
@@ -53,7 +58,15 @@ def duration(value: int | None) -> timedelta | None:
 
 
 def _uuid(value: bytes | None) -> UUID | None:
-    return None if value is None else UUID(bytes=value)
+    return UUID(bytes=value) if value is not None and len(value) == 16 else None
+
+
+def _metadata(text: str | None) -> dict[str, str]:
+    try:
+        found: Any = json.loads(text) if text else {}
+    except (ValueError, RecursionError):  # as above
+        return {}
+    return cast("dict[str, str]", found) if isinstance(found, dict) else {}
 
 
 def moment(value: Moment | None, now: int) -> int | None:
@@ -150,7 +163,7 @@ def job(row: Any) -> Job:
         unique_scope=unique_scope,
         unique_until=from_micros(unique_until),
         serial_key=serial_key,
-        metadata=json.loads(metadata) if metadata else {},
+        metadata=_metadata(metadata),
         parent=None if parent_id is None else JobId(parent_id),
         schedule=schedule,
         tick=from_micros(tick),
@@ -179,7 +192,7 @@ def claimed(row: Any) -> Claimed:
         row[3],
         row[12],
         row[13],
-        None if metadata is None else json.loads(metadata),
+        None if metadata is None else _metadata(metadata),
         row[15],
         None if tick is None else _at(tick),
         row[17],

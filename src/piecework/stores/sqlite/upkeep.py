@@ -47,6 +47,13 @@ NEXT_DUE: Final = """
     WHERE expires_at IS NOT NULL AND state IN ('scheduled', 'blocked', 'available')"""
 
 
+ANY_AVAILABLE: Final = """
+    SELECT EXISTS (SELECT 1 FROM piecework_job INDEXED BY piecework_job_available
+            WHERE state = 'available' AND node IS NULL)
+        OR EXISTS (SELECT 1 FROM piecework_job INDEXED BY piecework_job_bound
+            WHERE state = 'available' AND node IS NOT NULL)"""
+
+
 def stage(tx: Tx, limit: int, now: int) -> Staged:
     """As `Store.stage`.
 
@@ -55,7 +62,7 @@ def stage(tx: Tx, limit: int, now: int) -> Staged:
     """
     upcoming = [at for (at,) in tx.execute(NEXT_DUE).fetchall() if at is not None]
     if not upcoming or min(upcoming) > now:
-        return Staged(next_due=_seconds(upcoming, now))
+        return Staged(next_due=_seconds(upcoming, now), available=_any_available(tx))
     gone = [i for (i,) in tx.execute(EXPIRED, (now, limit)).fetchall()]
     keys = held_keys(tx, gone)
     for job_id in gone:
@@ -70,6 +77,11 @@ def stage(tx: Tx, limit: int, now: int) -> Staged:
     upcoming = [at for (at,) in tx.execute(NEXT_DUE).fetchall() if at is not None]
     more = len(gone) == limit or len(due) == limit
     return Staged(len(due), len(gone), promoted, _seconds(upcoming, now), more)
+
+
+def _any_available(tx: Tx) -> bool:
+    (available,) = tx.execute(ANY_AVAILABLE).fetchone()
+    return bool(available)
 
 
 def _seconds(upcoming: list[int], now: int) -> float | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
+import random
 import sqlite3
 import threading
 import time
@@ -42,9 +43,12 @@ _log: Final = logging.getLogger("piecework.stores.sqlite")
 WATCH_SECONDS: Final = 0.005
 QUICK_SECONDS: Final = 0.002
 AFTER_SLOW_SECONDS: Final = 5.0
+MOST_HERE: Final = 50
 CHECKPOINT_EVERY: Final = 256
 CHECKPOINT_BYTES: Final = 4 * 1024 * 1024
 MOST_AT_ONCE: Final = 1_000
+FIRST_PAUSE_SECONDS: Final = 0.0005
+LONGEST_PAUSE_SECONDS: Final = 0.02
 
 
 class Work:
@@ -110,8 +114,10 @@ class Writer:
             self._begin()
         self._queue.put(work)
 
-    def submit_here(self, work: Work) -> asyncio.Future[Any]:
+    def submit_here(self, work: Insertion) -> asyncio.Future[Any]:
         """As `submit`, but on the caller's own thread where that takes no longer than a blink."""
+        if len(work.jobs) > MOST_HERE:
+            return self.submit(work)
         waiting = self._here.get(work.loop)
         if waiting is None:
             self._here[work.loop] = [work]
@@ -149,8 +155,10 @@ class Writer:
         self._commits += 1
         if self._commits % CHECKPOINT_EVERY == 0:
             self._queue.put(Nudge)
-        if time.monotonic() - began > QUICK_SECONDS * max(1, len(batch) / 100):
-            self._slow_until = began + AFTER_SLOW_SECONDS
+        ended = time.monotonic()
+        if ended - began > QUICK_SECONDS * max(1, len(batch) / 100):
+            # In proportion: a hiccup of the disk costs little, a slow disk a twentieth of the loop.
+            self._slow_until = ended + min(AFTER_SLOW_SECONDS, 20 * (ended - began))
         return True
 
     def open(self) -> asyncio.Future[Any]:
@@ -273,9 +281,12 @@ class Writer:
                 connection.raw.rollback()
 
     def _begin_transaction(self, connection: Connection, batch: list[Work]) -> list[Work]:
-        """Begin, waiting for others at most as long as each piece of work may wait in all."""
+        """Begin, waiting for others at most as long as each piece of work may wait in all.
+
+        SQLite's own waiting sleeps up to 100 ms at a time, where a turn takes less than one.
+        """
         limit = self._settings.busy_seconds
-        waited = False
+        pause = FIRST_PAUSE_SECONDS
         while batch:
             try:
                 connection.execute("BEGIN IMMEDIATE")
@@ -286,14 +297,11 @@ class Writer:
                 now = time.monotonic()
                 failure = self._translated(error)
                 for item in batch:
-                    if now - item.since >= limit - 0.05:
+                    if now - item.since >= limit:
                         item.error = failure
                 batch = [item for item in batch if item.error is None]
-                left = min((item.since + limit - now for item in batch), default=0.0)
-                connection.execute(f"PRAGMA busy_timeout = {max(1, int(left * 1000))}")
-                waited = True
-        if waited:
-            connection.execute("PRAGMA busy_timeout = 0")
+                time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+                pause = min(LONGEST_PAUSE_SECONDS, pause * 1.2)
         return batch
 
     def _run_group(self, connection: Connection, group: list[Work]) -> None:

@@ -182,13 +182,15 @@ class Ending(Suite):
         self, store: AnyStore, hand: Hand, clock: FakeClock
     ) -> None:
         """It is shown with its reason, waits longer each time, and its expiry stands (C14, F11)."""
+        await self.add(store, due=seconds(10**6))
         job_id = await self.add(store, expires=seconds(3_600))
         for count, wait in ((1, 60), (2, 120)):
             assert await hand.settle(await hand.take(), Parked("no such kind")) == []
             job = await self.read(store, job_id)
             assert (job.parked, job.reason, job.attempt) == (count, "no such kind", 0)
             assert (job.started_at, job.due_at) == (None, clock.now() + seconds(wait))
-            assert [one.id for one in await store.find(Filter(parked=True), after=None, limit=9)]
+            found = await store.find(Filter(parked=True), after=None, limit=9)
+            assert [one.id for one in found] == [job_id]
             await clock.advance(wait)
             await self.stage(store)
         await hand.finish(await hand.take())
@@ -339,8 +341,8 @@ class Ending(Suite):
         cancel = lifecycle.cancel(await self.read(store, job_id), None)
         assert cancel is not None
         (refused,) = await store.apply([hand.ending(stale, Completed("1")), cancel])
-        assert refused.job == await self.read(store, job_id)
-        assert refused.job.state is State.CANCELLED
+        job = await self.read(store, job_id)
+        assert (refused.job, job.state) == (job, State.CANCELLED)
 
     # ── progress, logs, attempts ─────────────────────────────────────────────────────────
 

@@ -160,6 +160,15 @@ class Reading(Suite):
         assert [len(page) for page in pages] == [3, 3, 1, 0]
         assert [job.id for page in pages for job in page] == ids[::-1]
 
+    async def test_find_orders_by_id_whenever_a_job_was_inserted(self, store: AnyStore) -> None:
+        """A caller's own id may be older, and pages must not skip or repeat it."""
+        ids = [new_id() for _ in range(6)]
+        for number in (3, 0, 5, 1, 4, 2):
+            await self.add(store, id=ids[number])
+        assert await self.ids(store) == ids[::-1]
+        page = await store.find(Filter(), after=ids[3], limit=2)
+        assert [job.id for job in page] == [ids[2], ids[1]]
+
     async def test_find_filters_by_each_field(
         self, store: AnyStore, hand: Hand, clock: FakeClock
     ) -> None:

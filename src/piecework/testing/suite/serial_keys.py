@@ -296,6 +296,19 @@ class SerialKeys(Suite):
         await self.do(store, *moves)
         assert sorted(await self.states(store, ids)) == [A, B, B, B, B]
 
+    async def test_what_comes_in_the_batch_that_frees_the_key_queues_up(
+        self, store: AnyStore, hand: Hand, clock: FakeClock
+    ) -> None:
+        """It must not overtake those that wait already, though the key is free for a moment."""
+        (failed,) = await self.line(store, 1)
+        await hand.fail(await hand.take())
+        head, waiting = await self.line(store, 2)
+        await clock.advance(1)
+        retry = lifecycle.retry(await self.read(store, failed))
+        cancel = lifecycle.cancel(await self.read(store, head), None)
+        await self.do(store, cancel, retry)
+        assert await self.states(store, [head, waiting, failed]) == [State.CANCELLED, A, B]
+
     async def test_a_batch_of_ends_promotes_the_next_of_each_key(
         self, store: AnyStore, hand: Hand
     ) -> None:

@@ -36,7 +36,9 @@ class UniqueKeys(Suite):
 
     async def try_add(self, store: AnyStore, **fields: Any) -> Inserted:
         """Insert a job of the unique key "u"."""
-        (answer,) = await store.insert([new_job(**{"unique_key": "u", **fields})])
+        new = new_job(**{"unique_key": "u", **fields})
+        (answer,) = await store.insert([new])
+        assert answer.created == (answer.id == new.id)
         return answer
 
     async def test_a_duplicate_gets_the_holder(self, store: AnyStore) -> None:
@@ -154,10 +156,21 @@ class UniqueKeys(Suite):
         await clock.advance(60)
         second = await self.try_add(store, **window)
         assert second.created
-        for taken in await hand.claim():
-            await hand.finish(taken)
-        # The end of the first, which has lost the key, does not free it for the second.
-        assert (await self.try_add(store, **window)).id == second.id != first.id
+        # Neither the end of the first, which has lost the key, nor its deletion frees it.
+        await hand.finish(*await hand.claim())
+        assert (await self.try_add(store, **window)).id == second.id
+        assert await store.prune([first.id], limit=1) == [first.id]
+        assert (await self.try_add(store, **window)).id == second.id
+
+    async def test_deleting_a_former_holder_leaves_the_key_alone(
+        self, store: AnyStore, hand: Hand
+    ) -> None:
+        """It freed the key when it ended; another has it now (I10)."""
+        first = await self.try_add(store)
+        await hand.finish(await hand.take())
+        second = await self.try_add(store)
+        await store.prune([first.id], limit=1)
+        assert (await self.try_add(store)).id == second.id
 
     async def test_raise_names_the_holder_and_stores_nothing_of_the_call(
         self, store: AnyStore

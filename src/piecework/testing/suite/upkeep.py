@@ -263,6 +263,17 @@ class Upkeep(Suite):
         await self.do(store, lifecycle.rescue(orphan, retry_in=seconds(1)))
         assert (await hand.beat()).fate is Fate.LOST
 
+    async def test_a_lost_worker_claims_nothing(
+        self, store: AnyStore, hand: Hand, clock: FakeClock
+    ) -> None:
+        """What it took would be rescued at once, and charged for a crash that was none."""
+        await self.add(store)
+        await clock.advance(31)
+        await store.orphans(limit=10)
+        assert await hand.claim() == []
+        await hand.beat()
+        assert await hand.claim() == []
+
     async def test_a_late_beat_renews_while_nobody_declared_the_worker_lost(
         self, store: AnyStore, hand: Hand, clock: FakeClock
     ) -> None:
