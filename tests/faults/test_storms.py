@@ -152,8 +152,9 @@ def has_written(fleet: Fleet, lines: int, count: int) -> bool:
 async def test_a_frozen_worker_changes_nothing_when_it_comes_back(fleet: Fleet) -> None:
     """F04, T-FENCE-1: its late write is refused and counted, and its handler is stopped."""
     app = Piecework(f"sqlite:///{fleet.file}")
-    handle = await app.kind("stubborn").enqueue({"ms": 400})
     long = await app.kind("stubborn").enqueue({"ms": 60_000})
+    # It blocks its worker's loop, so that nobody can tell it to stop before it has ended.
+    handle = await app.kind("block").enqueue({"seconds": 0.5})
     frozen = fleet.start()
     await until(lambda: fleet.ledger.exists() and len(fleet.lines()) == 2)
     os.kill(frozen.pid, signal.SIGSTOP)

@@ -305,6 +305,16 @@ def test_what_json_cannot_hold_is_refused(registry: Registry, value: Any, why: s
         encode_plain("far", value, limit_bytes=1_000_000)
 
 
+def test_a_lone_surrogate_in_a_key_is_refused(registry: Registry) -> None:
+    """A typed key would be stored as U+FFFD, which is another key."""
+
+    def handle(data: dict[str, int]) -> None: ...
+
+    definition = registry.add(handle)
+    assert "surrogate" in refused(definition, {"\ud800": 1})
+    assert definition.encode(({"\ufffd": 1},), {}) == '{"data":{"\ufffd":1}}'
+
+
 def test_a_circle_is_refused(registry: Registry) -> None:
     def handle(data: Any) -> None: ...
 

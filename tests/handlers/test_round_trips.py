@@ -100,7 +100,7 @@ def everything(args: Everything) -> Everything:
     return args
 
 
-def spread(  # noqa: PLR0917 - one of each
+def spread(
     text: str,
     at: datetime,
     key: UUID,

@@ -10,7 +10,14 @@ from pydantic_core import from_json, to_json
 
 from piecework.core.errors import ArgsInvalid, PayloadTooLarge
 from piecework.handlers.adapters import args_adapter, count_nodes
-from piecework.handlers.losses import STARS, has_constant, has_nul, lost_subclass, non_finite
+from piecework.handlers.losses import (
+    STARS,
+    has_constant,
+    has_nul,
+    lone_surrogate,
+    lost_subclass,
+    non_finite,
+)
 from piecework.handlers.reasons import reason
 from piecework.handlers.results import ResultUnstorable
 
@@ -67,6 +74,8 @@ class ArgsCodec:
         except Exception as error:  # a type's own validators may raise anything
             raise ArgsInvalid(self._kind, reason(error)) from error
         text = _guard(self._kind, data, self._limit)
+        if "\ufffd" in text and lone_surrogate(value):
+            raise ArgsInvalid(self._kind, "a string holds a lone surrogate, which has no JSON")
         if "null" in text and non_finite(value):
             raise ArgsInvalid(self._kind, _NON_FINITE)
         if STARS in text and self._hides():

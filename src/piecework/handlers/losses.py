@@ -12,7 +12,7 @@ from typing import Final, cast
 
 from pydantic import BaseModel
 
-__all__ = ["STARS", "has_constant", "has_nul", "lost_subclass", "non_finite"]
+__all__ = ["STARS", "has_constant", "has_nul", "lone_surrogate", "lost_subclass", "non_finite"]
 
 STARS: Final = '"**********"'
 """How pydantic writes a secret."""
@@ -55,6 +55,13 @@ def non_finite(value: object) -> bool:
         else:
             pending.extend(inner for _, inner in _inside(each))
     return False
+
+
+def lone_surrogate(value: object) -> bool:
+    """Whether a lone surrogate is anywhere inside; as a key, it is written as U+FFFD."""
+    if isinstance(value, str):
+        return any("\ud800" <= character <= "\udfff" for character in value)
+    return any(lone_surrogate(key) or lone_surrogate(inner) for key, inner in _inside(value))
 
 
 def lost_subclass(given: object, kept: object) -> str | None:

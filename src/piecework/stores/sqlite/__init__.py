@@ -300,7 +300,11 @@ class SqliteStore:
         path = self._settings.path
         version = sqlite3.sqlite_version_info
         # Fixed in 3.51.3, and carried back to 3.50.7 and 3.44.6: sqlite.org/wal.html#walresetbug
-        safe = version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or version[:2] == (3, 44)
+        safe = (
+            version >= (3, 51, 3)
+            or (3, 50, 7) <= version < (3, 51)
+            or (3, 44, 6) <= version < (3, 45)
+        )
         (integrity,) = tx.execute("PRAGMA quick_check(1)").fetchone()
         (mode,) = tx.execute("PRAGMA journal_mode").fetchone()
         found = [
