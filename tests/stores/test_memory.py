@@ -31,7 +31,7 @@ NOTHING = Retention(completed=ZERO, failed=ZERO, cancelled=ZERO, expired=ZERO)
 
 
 class TestMemoryStore(StoreConformance):
-    many_keys = 100_000
+    many_keys = 20_000
 
     @pytest.fixture
     async def store(self, clock: FakeClock) -> MemoryStore:

@@ -69,7 +69,8 @@ def drain(url: str, count: int, filling: Filling = echoes, concurrency: int = CO
             before = (await jobs.app.count()).get((QUEUE, State.COMPLETED), 0)
             await filling(jobs, count)
             with Stopwatch() as watch:
-                await jobs.drain(before + count, concurrency)
+                await jobs.app.run_until_idle(concurrency=concurrency)
+            await jobs.expect(before + count)
         return watch.rate(count)
 
     return asyncio.run(main())

@@ -50,11 +50,6 @@ class Jobs:
 
         self.nothing, self.echo, self.keyed, self.late = nothing, echo, keyed, late
 
-    async def drain(self, expected: int, concurrency: int = CONCURRENCY) -> None:
-        """Everything has run, and so many are completed. WentWrong if not."""
-        await self.app.run_until_idle(concurrency=concurrency)
-        await self.expect(expected)
-
     async def expect(self, completed: int) -> None:
         """So many are completed. WentWrong if not."""
         counts = await self.app.count()

@@ -55,5 +55,7 @@ def fill(file: Path, *, future: int, finished: int) -> str:
             }
             if count:
                 connection.execute(FILL, values)
+        # On the disk before anything is measured, or its writing would be measured, too.
+        connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return url_of(file)

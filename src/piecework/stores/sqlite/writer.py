@@ -47,8 +47,8 @@ MOST_HERE: Final = 50
 CHECKPOINT_EVERY: Final = 256
 CHECKPOINT_BYTES: Final = 4 * 1024 * 1024
 MOST_AT_ONCE: Final = 1_000
-FIRST_PAUSE_SECONDS: Final = 0.0005
-LONGEST_PAUSE_SECONDS: Final = 0.02
+PAUSE_SECONDS: Final = 0.0005
+LONGEST_PAUSE_SECONDS: Final = 0.005
 
 
 class Work:
@@ -286,7 +286,7 @@ class Writer:
         SQLite's own waiting sleeps up to 100 ms at a time, where a turn takes less than one.
         """
         limit = self._settings.busy_seconds
-        pause = FIRST_PAUSE_SECONDS
+        began = time.monotonic()
         while batch:
             try:
                 connection.execute("BEGIN IMMEDIATE")
@@ -300,8 +300,9 @@ class Writer:
                     if now - item.since >= limit:
                         item.error = failure
                 batch = [item for item in batch if item.error is None]
+                # Even, so that who has waited longest is not the one who looks least often.
+                pause = max(PAUSE_SECONDS, min(LONGEST_PAUSE_SECONDS, (now - began) / 200))
                 time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
-                pause = min(LONGEST_PAUSE_SECONDS, pause * 1.2)
         return batch
 
     def _run_group(self, connection: Connection, group: list[Work]) -> None:
