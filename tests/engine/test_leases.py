@@ -247,33 +247,59 @@ async def test_a_late_outcome_is_refused_and_counted(app: Piecework) -> None:
     assert await outcomes(handle) == ["crashed", "completed"]
 
 
-async def test_a_worker_begun_anew_beats_before_it_claims(
-    inner: Any,
-) -> None:
-    """A job that runs in a name the store does not know is taken for an orphan at once."""
-    order: list[tuple[str, Any]] = []
+async def test_a_job_taken_away_is_stopped_within_a_beat(app: Piecework) -> None:
+    """Also where the handler says nothing that could be refused."""
+    started = asyncio.Event()
+    stops: list[Any] = []
 
-    class Watching(Around):
+    @app.handler
+    async def work(run: Run) -> None:
+        if run.attempt > 1:
+            return
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stops.append(run.stopping)
+
+    async with app.worker(lease=60, beat=0.05, concurrency=1) as worker:
+        handle = await work.enqueue()
+        await asyncio.wait_for(started.wait(), 5)
+        (job,) = await app._store.get([handle.id])
+        assert await app._store.apply([lifecycle.rescue(job, retry_in=timedelta(0))]) == []
+        await handle.result(timeout=5)
+        assert worker.settler.refused == 0
+    assert stops == ["lost"]
+
+
+async def test_a_worker_begun_anew_does_not_claim_before_its_first_beat(inner: Any) -> None:
+    """A job that runs in a name the store does not know is taken for an orphan at once."""
+    let_go = threading.Event()
+    old: list[WorkerId] = []
+
+    class HoldingBeats(Around):
         async def around(self, name: str, call: Any) -> Any:
             _, args = self.calls[-1]
-            if name in ("beat", "claim"):
-                order.append((name, args[0].worker))
+            if name == "beat" and old and args[0].worker != old[0]:
+                await asyncio.to_thread(let_go.wait, 10)  # beats have a loop of their own
             return await call()
 
-    store = Watching(inner)
+    store = HoldingBeats(inner)
     app = store.app()
 
     @app.handler
     async def work() -> None: ...
 
     async with app.worker(lease=5, beat=0.05, poll=0.01) as worker:
-        before = worker.id
-        await declare_lost(inner, before)
-        await until(lambda: worker.id != before)
+        old.append(worker.id)
+        await declare_lost(inner, old[0])
+        await until(lambda: worker.id != old[0])
         handle = await work.enqueue()
+        asked = store.times("stage")
+        await until(lambda: store.times("stage") > asked + 3)
+        assert (await handle.get()).state is State.AVAILABLE
+        let_go.set()
         await handle.result(timeout=5)
-        mine = [name for name, who in order if who == worker.id]
-    assert mine[0] == "beat"
     assert (await handle.get()).crashes == 0
 
 

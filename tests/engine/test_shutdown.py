@@ -120,7 +120,7 @@ async def test_nothing_new_starts_while_it_drains(app: Piecework) -> None:
         started.set()
         await let_go.wait()
 
-    async with app.worker(concurrency=1, **QUICK) as worker:
+    async with app.worker(concurrency=1, lease=600, beat=300) as worker:
         worker._seconds_per_job = 0.005  # and it holds some in its buffer
         handles = [await work.enqueue(n) for n in range(4)]
         await asyncio.wait_for(started.wait(), 5)

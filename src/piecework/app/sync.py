@@ -53,11 +53,24 @@ class Portal:
         self.refuse_here(coroutine)
         context = copy_context()
         loop = self._ready()
+        begun, ended = threading.Event(), threading.Event()
 
         async def within() -> T:
-            return await loop.create_task(coroutine, context=context)
+            begun.set()
+            try:
+                return await loop.create_task(coroutine, context=context)
+            finally:
+                ended.set()
 
-        return asyncio.run_coroutine_threadsafe(within(), loop).result()
+        waiting = asyncio.run_coroutine_threadsafe(within(), loop)
+        try:
+            return waiting.result()
+        except BaseException:
+            if waiting.cancel():  # Ctrl-C met this thread: a worker that runs for it drains first
+                asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result()
+                if begun.is_set():
+                    ended.wait()
+            raise
 
     def refuse_here(self, coroutine: Coroutine[Any, Any, Any] | None = None) -> None:
         """Raise RuntimeError where waiting would wait for itself."""
