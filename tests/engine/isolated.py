@@ -155,6 +155,20 @@ def odd_result() -> Any:
     return object()
 
 
+class OnlyThere:
+    """A service that only the worker's program registers, when it starts."""
+
+
+@app.handler
+async def needs_what_is_only_there(n: int, thing: OnlyThere) -> list[int]:
+    return [n, os.getpid()]
+
+
+@app.handler
+async def asks_for_what_is_only_there(n: int, thing: OnlyThere = inject()) -> list[int]:
+    return [n, os.getpid()]
+
+
 app.services.register_factory(Counter, Counter)
 
 

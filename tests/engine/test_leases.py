@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -386,10 +387,23 @@ async def test_what_crashed_a_worker_runs_in_a_process_of_its_own(app: Piecework
     await crash_once(app, suspect)
     fresh = await pid_of.enqueue(2)
     await app.run_until_idle()
-    import os
-
     assert (await suspect.result(timeout=1))[1] != os.getpid()
     assert (await fresh.result(timeout=1))[1] == os.getpid()
+
+
+@pytest.mark.parametrize(
+    "handler", [isolated.needs_what_is_only_there, isolated.asks_for_what_is_only_there]
+)
+async def test_a_suspect_whose_services_another_process_lacks_runs_alone_here(
+    app: Piecework, handler: Any
+) -> None:
+    """Most of what a killed worker leaves behind is innocent, and must not fail for it."""
+    app.services.register_factory(isolated.OnlyThere, isolated.OnlyThere)
+    mine: Any = app.handler(handler.__wrapped__)
+    suspect = await mine.enqueue(1)
+    await crash_once(app, suspect)
+    await app.run_until_idle()
+    assert await suspect.result(timeout=1) == [1, os.getpid()]
 
 
 async def test_poison_that_kills_its_process_harms_nobody_else(

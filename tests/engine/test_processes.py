@@ -243,6 +243,18 @@ async def test_what_the_child_cannot_import_fails_and_says_so(
         await handle.result(timeout=1)
 
 
+async def test_a_service_the_child_lacks_fails_and_says_where_to_register_it(
+    app: Piecework,
+) -> None:
+    app.services.register_factory(isolated.OnlyThere, isolated.OnlyThere)
+    handle = await adopt(isolated.needs_what_is_only_there, app, max_attempts=1).enqueue(1)
+    second = await adopt(isolated.asks_for_what_is_only_there, app, max_attempts=1).enqueue(1)
+    await app.run_until_idle()
+    for each in (handle, second):
+        with pytest.raises(JobFailed, match=r"NotImportable.*OnlyThere.*regist"):
+            await each.result(timeout=1)
+
+
 async def test_a_child_that_cannot_be_started_is_a_failed_attempt(
     app: Piecework, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -319,7 +319,7 @@ async def test_workers_tasks_die_with_the_loop_when_nobody_stops_it() -> None:
                 started.set()
                 await asyncio.Event().wait()
 
-            worker = app.make_worker()
+            worker = app.make_worker(lease=0.6, beat=0.05)
             workers.append(worker)
             await worker.start()
             await work.enqueue()
@@ -332,7 +332,9 @@ async def test_workers_tasks_die_with_the_loop_when_nobody_stops_it() -> None:
     await asyncio.to_thread(thread.join, 5)
     assert not thread.is_alive()
     workers[0]._capture.remove()
-    workers[0].chores._pulse._stopped.set()
+    pulse = workers[0].chores._pulse._thread
+    await asyncio.to_thread(pulse.join, 5)
+    assert not pulse.is_alive(), "others may rescue its jobs"
 
 
 async def test_the_block_may_end_in_an_error_and_still_drains(app: Piecework) -> None:

@@ -324,6 +324,18 @@ async def test_run_until_idle_leaves_what_is_due_later_and_runs_what_is_enqueued
     await app.run_until_idle()
 
 
+async def test_a_worker_can_be_waited_for_again_and_again(app: Piecework) -> None:
+    @app.handler
+    async def work(n: int) -> int:
+        return n
+
+    async with app.worker() as worker:
+        for n in range(3):
+            handle = await work.enqueue(n)
+            await worker.run_until_idle()
+            assert (await handle.get()).result == n
+
+
 # ── serial keys ──────────────────────────────────────────────────────────────────────────────
 
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from pydantic_core import from_json
 
 from piecework.core.errors import LeaseLost
-from piecework.core.lifecycle import Outcome, Parked
 from piecework.engine import wire
 from piecework.engine.executor import Executor
 from piecework.engine.reports import encode_partial
@@ -131,21 +130,25 @@ def _run(loop: asyncio.AbstractEventLoop, parent: Parent, loader: _Loader) -> No
     order = parent.hear()
     try:
         definition, services = loader.load(order)
-    except Exception as error:  # noqa: BLE001 - whatever the user's module does when imported
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's module does
         parent.say({"not_loadable": f"{type(error).__name__}: {error}"})
         return
     claim = wire.decode_claim(order["claim"])
     parent.max_bytes = order["max_bytes"]
     deadline = None if order["deadline"] is None else datetime.fromisoformat(order["deadline"])
     run = Run(claim, parent, deadline=deadline, logs=_ToldLogs(parent, claim.id))
-    outcome: Outcome | None
     try:
         value = definition.decode(claim.args)
-    except Undecodable as error:
-        outcome = Parked(f"args cannot be read: {error}")
-    else:
-        executor = Executor(services, None)
-        outcome = loop.run_until_complete(executor.execute(definition, value, run))
+        missing = [needed for needed in definition.needs if needed not in services]
+    except Undecodable as error:  # the worker could read them: something is not as it is there
+        parent.say({"not_loadable": str(error)})
+        return
+    if missing:
+        name = getattr(missing[0], "__name__", missing[0])
+        why = f"{name} is not registered by its module: register services where it is imported"
+        parent.say({"not_loadable": why})
+        return
+    outcome = loop.run_until_complete(Executor(services, None).execute(definition, value, run))
     parent.say(wire.encode_outcome(outcome))
 
 

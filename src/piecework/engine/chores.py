@@ -296,6 +296,8 @@ class _Pulse:
                 async with asyncio.timeout(delay):
                     await self._hurry.wait()
             self._hurry.clear()
+            if self._home.is_closed():
+                return  # nobody stopped the worker, but it is gone: its jobs are for others
             try:
                 await self._beat()
                 failures = 0

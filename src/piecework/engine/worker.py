@@ -235,7 +235,8 @@ class Worker:
 
     async def run_until_idle(self) -> None:
         """Return once nothing is due and nothing runs: scheduled retries are not waited for."""
-        self.waits_for_idle = True
+        self.waits_for_idle, self._quiet = True, False
+        self._idle_event.clear()
         self.claiming.wake()
         await self._idle_event.wait()
 
